@@ -1,0 +1,1 @@
+"""Model directories: a plain Hugging Face checkpoint plus ``lineage.json``, read and written safely."""
