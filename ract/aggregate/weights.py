@@ -1,0 +1,271 @@
+"""α: uniform, given, or learned by gradient through the merged model.
+
+Every aggregation is ``Θ = Σᵢ αᵢ Eᵢ(θᵢ)`` with ``Σᵢ αᵢ = 1``. Learning α needs one forward and backward pass per step,
+whatever the number of children: by the chain rule ``dL/dαᵢ = ⟨dL/dΘ, θᵢ⟩``, a dot product per child and tensor.
+AdaMerging (arXiv:2310.02575) learns coefficients without labels by entropy; with labels the loss itself is better.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from ract.aggregate.live import Batch, Parameters, Progress, load, loss_of, mean_loss, parameters, same_shapes
+from ract.errors import BadInput, NonFiniteLoss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Per = Literal["model", "layer", "tensor"]
+_TOLERANCE = 1e-6
+
+
+def uniform(n: int) -> list[float]:
+    """``1/n`` for each of *n* children."""
+    return [1.0 / n] * n
+
+
+def given(weights: str | Sequence[float], n: int, normalize: bool = False, affine: bool = False) -> list[float]:
+    """The user's α for *n* children, from ``".6,.4"`` or a list.
+
+    Raises BadInput: not numbers, not finite, not *n* of them, negative (unless *affine*), a sum that is zero, or a sum
+    off 1 by more than 1e-6 (unless *normalize*, which divides by it).
+    """
+    parts = re.split(r"[,\s]+", weights.strip(" ,")) if isinstance(weights, str) else weights
+    try:
+        alpha = [float(part) for part in parts]
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"weights {weights!r} are not numbers", "Write them like .6,.4") from error
+    if len(alpha) != n:
+        raise BadInput(f"{len(alpha)} weights were given for {n} models", "Give one weight per model")
+    if not all(math.isfinite(a) for a in alpha):
+        raise BadInput(f"weights {alpha} are not all finite", "Write them like .6,.4")
+    if not affine and min(alpha) < 0:
+        raise BadInput(f"weight {min(alpha):g} is negative", "Give --affine if weights below zero are meant")
+    total = math.fsum(alpha)
+    if abs(total) <= _TOLERANCE:
+        raise BadInput(f"weights {alpha} sum to zero", "They must sum to 1")
+    if abs(total - 1.0) <= _TOLERANCE:
+        return alpha
+    if not normalize:
+        raise BadInput(f"weights {alpha} sum to {total:g}, not 1", "Give --normalize to divide them by their sum")
+    return [a / total for a in alpha]
+
+
+def project_to_simplex(v: torch.Tensor, affine: bool = False) -> torch.Tensor:
+    """The nearest point (least squares) to each row of *v* ``(…, n)`` that sums to 1 and, unless *affine*, is ≥ 0.
+
+    Duchi et al. 2008 (doi:10.1145/1390156.1390306), by sorting; computed in fp64, returned in the dtype of *v*.
+    """
+    x = v.double()
+    n = x.shape[-1]
+    if affine:
+        return (x + (1.0 - x.sum(-1, keepdim=True)) / n).to(v.dtype)
+    ordered = x.sort(-1, descending=True).values
+    excess = ordered.cumsum(-1) - 1.0
+    kept = (ordered * torch.arange(1, n + 1, device=x.device) > excess).sum(-1, keepdim=True)
+    shift = excess.gather(-1, kept - 1) / kept
+    return (x - shift).clamp_min(0.0).to(v.dtype)
+
+
+@dataclass(frozen=True)
+class LearnedWeights:
+    """α and what it is worth: mean losses in nats on the data it was chosen on, and on data it never saw.
+
+    *weights* is a list (per model) or ``{group: list}`` (per layer or tensor). *chosen* is ``"learned"``,
+    ``"uniform"`` or ``"child <i>"``, whichever has the least loss on the first data. The *held_out* losses are None
+    without such data.
+    """
+
+    weights: list[float] | dict[str, list[float]]
+    chosen: str
+    loss: float
+    loss_uniform: float
+    loss_children: list[float]
+    held_out_loss: float | None = None
+    held_out_uniform: float | None = None
+    held_out_children: list[float] | None = None
+
+
+def learn(
+    models: Sequence[Path],
+    batches: Sequence[Batch],
+    held_out: Sequence[Batch] = (),
+    *,
+    per: Per = "model",
+    affine: bool = False,
+    steps: int = 40,
+    lr: float = 0.05,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LearnedWeights:
+    """Learn α on *batches*, so that the merged model ``Σ αᵢ θᵢ`` has a small loss there.
+
+    Adam on α with a step size falling from *lr* to 0 and a projection on the simplex after each step (on ``Σα = 1``
+    alone with *affine*), one batch a step. Uniform, each child, and the learned α are then all measured on every
+    batch, as they would be written (rounded to the children's dtype), and the best is taken: the result is never worse
+    there than any of them. *held_out* takes no part in any choice. A batch is the keyword arguments of ``forward``,
+    with labels.
+
+    Memory: the children stay mapped from disk; one fp32 copy of a model, the activations, and one tensor's gradient.
+
+    Raises BadInput: no batches, children of different shapes, a model without a loss; NonFiniteLoss: every candidate
+    has a loss that is not finite.
+    """
+    if not batches:
+        raise BadInput("there is no data to learn the weights on", "Give --data with more text, or other weights")
+    if per not in ("model", "layer", "tensor"):
+        raise BadInput(f"weights per {per!r} are not known", "Known: model, layer, tensor")
+    mixture = Mixture(models, groups=per)
+    alpha, count = mixture.uniform, len(models)
+    candidates = {"uniform": alpha} | {f"child {i}": mixture.one_hot(i) for i in range(count)}
+    candidates["learned"] = _descend(mixture, batches, affine=affine, steps=steps, lr=lr, seed=seed, progress=progress)
+    losses = {}
+    for done, (name, candidate) in enumerate(candidates.items(), start=1):
+        losses[name] = mixture.loss(candidate, batches)
+        if progress:
+            progress("compare weights", done, len(candidates))
+    finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+    if not finite:
+        raise NonFiniteLoss("no child and no mixture of them has a finite loss", "Check the children one by one")
+    # Of equals the simplest, and an average before a single child: the order of the candidates.
+    chosen = min(finite, key=finite.__getitem__)
+    unseen = {name: mixture.loss(candidates[name], held_out) for name in candidates} if held_out else {}
+    return LearnedWeights(
+        weights=mixture.as_weights(candidates[chosen]),
+        chosen=chosen,
+        loss=losses[chosen],
+        loss_uniform=losses["uniform"],
+        loss_children=[losses[f"child {i}"] for i in range(count)],
+        held_out_loss=unseen.get(chosen),
+        held_out_uniform=unseen.get("uniform"),
+        held_out_children=[unseen[f"child {i}"] for i in range(count)] if unseen else None,
+    )
+
+
+def _descend(
+    mixture: Mixture,
+    batches: Sequence[Batch],
+    *,
+    affine: bool,
+    steps: int,
+    lr: float,
+    seed: int,
+    progress: Progress | None,
+) -> torch.Tensor:
+    """Projected Adam from uniform; the mean of the second half of the path, which is steadier than its end."""
+    generator = torch.Generator().manual_seed(seed)
+    alpha = mixture.uniform.clone()
+    optimizer = torch.optim.Adam([alpha], lr=lr, betas=(0.9, 0.99))
+    order: list[int] = []
+    path = []
+    for step in range(steps):
+        order = order or torch.randperm(len(batches), generator=generator).tolist()
+        gradient = mixture.gradient(alpha, batches[order.pop()])
+        if not torch.isfinite(gradient).all():
+            break  # the path ends where the loss does; its candidates so far are judged like any other
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1.0 - step / steps)
+        # Along the all-ones direction Σα would change, which the projection undoes: only the rest may set Adam's scale.
+        alpha.grad = gradient - gradient.mean(-1, keepdim=True)
+        optimizer.step()
+        alpha.copy_(project_to_simplex(alpha, affine))
+        path.append(alpha.clone())
+        if progress:
+            progress("learn weights", step + 1, steps)
+    return torch.stack(path[len(path) // 2 :]).mean(0) if path else alpha
+
+
+class Mixture:
+    """``Θ = Σᵢ αᵢ θᵢ`` as a live model, differentiable in α; α has shape ``(groups, children)``, fp64."""
+
+    def __init__(self, models: Sequence[Path], groups: Per = "model") -> None:
+        live = [load(path) for path in models]
+        self.model: PreTrainedModel = live[0]
+        self.children: list[Parameters] = [parameters(model) for model in live]
+        same_shapes(self.children, models)
+        self.groups = _groups(Path(models[0]), list(self.children[0]), groups)
+        self.rows = {group: row for row, group in enumerate(dict.fromkeys(self.groups.values()))}
+        self.per = groups
+        self.model.requires_grad_(False)
+        self.merged = {name: torch.empty_like(p, dtype=torch.float32) for name, p in self.children[0].items()}
+
+    @property
+    def uniform(self) -> torch.Tensor:
+        """α = 1/n everywhere."""
+        return torch.full((len(self.rows), len(self.children)), 1.0 / len(self.children), dtype=torch.float64)
+
+    def one_hot(self, child: int) -> torch.Tensor:
+        """α that gives *child* itself."""
+        alpha = torch.zeros_like(self.uniform)
+        alpha[:, child] = 1.0
+        return alpha
+
+    def as_weights(self, alpha: torch.Tensor) -> list[float] | dict[str, list[float]]:
+        """α as the recipe takes it: a list, or a list per group."""
+        rows: list[list[float]] = alpha.tolist()
+        return rows[0] if self.per == "model" else {group: rows[row] for group, row in self.rows.items()}
+
+    def loss(self, alpha: torch.Tensor, batches: Sequence[Batch]) -> float:
+        """The mean loss of the merged model as it would be stored."""
+        self._merge(alpha, stored=True)
+        return mean_loss(self.model, batches, self.merged)
+
+    def gradient(self, alpha: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """``dL/dα`` on one batch up to a constant per group, shape ``(groups, children)``.
+
+        Each tensor's gradient is reduced to its dot products as soon as backward has made it, then freed. The products
+        are taken with ``θᵢ − Θ``: that shifts a row by a constant and keeps close children from cancelling out.
+        """
+        self._merge(alpha)
+        gradient = torch.zeros_like(alpha)
+
+        def reduce(name: str, merged: torch.Tensor) -> None:
+            assert merged.grad is not None
+            row = self.rows[self.groups[name]]
+            for i, child in enumerate(self.children):
+                difference = torch.sub(child[name], merged.detach())
+                gradient[row, i] += torch.dot(merged.grad.flatten(), difference.flatten()).double()
+            merged.grad = None
+
+        handles = []
+        for name, tensor in self.merged.items():
+            tensor.requires_grad_(True)
+            handles.append(tensor.register_post_accumulate_grad_hook(lambda t, name=name: reduce(name, t)))
+        try:
+            loss_of(self.model, batch, self.merged).backward()
+        finally:
+            for handle, tensor in zip(handles, self.merged.values(), strict=True):
+                handle.remove()
+                tensor.requires_grad_(False)
+        return gradient
+
+    @torch.no_grad()
+    def _merge(self, alpha: torch.Tensor, stored: bool = False) -> None:
+        """Fill :attr:`merged`, accumulating in fp32; *stored*: rounded as the file will be."""
+        rows = alpha.tolist()
+        for name, out in self.merged.items():
+            out.zero_()
+            for weight, child in zip(rows[self.rows[self.groups[name]]], self.children, strict=True):
+                if weight:
+                    out.add_(child[name], alpha=weight)
+            if stored and self.children[0][name].dtype != torch.float32:
+                out.copy_(out.to(self.children[0][name].dtype))
+
+
+def _groups(path: Path, names: Sequence[str], per: Per) -> Mapping[str, str]:
+    """Parameter name → the group that shares its α."""
+    if per == "model":
+        return dict.fromkeys(names, "model")
+    if per == "tensor":
+        return {name: name for name in names}
+    from ract.model.anatomy import anatomy
+
+    shape = anatomy(path)
+    return {name: shape.group(name) for name in names}
