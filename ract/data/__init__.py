@@ -1,0 +1,1 @@
+"""From the text a user names to batches of token numbers."""

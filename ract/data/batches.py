@@ -21,7 +21,7 @@ _MASK64 = (1 << 64) - 1
 
 
 def window_count(tokens: Tokens, block_size: int, shard: tuple[int, int] = (0, 1)) -> int:
-    """How many whole windows *shard* ``(i, n)`` has: those whose number leaves the remainder i when divided by n."""
+    """How many whole windows *shard* ``(i, n)`` has: every n-th from the i-th on."""
     index, shards = shard
     if not 0 <= index < shards:
         raise ValueError(f"shard {index} of {shards} does not exist")
@@ -34,25 +34,29 @@ def training_batch(
 ) -> npt.NDArray[np.int64]:
     """The batch of training step *step* (from 0): int64 of shape ``(batch_size, block_size + 1)``.
 
-    Inputs are ``batch[:, :-1]``, targets ``batch[:, 1:]``. Each epoch visits every window of shard ``(i, n)`` once, in an
-    order drawn from *seed*, the shard and the epoch; a batch may span two epochs. Shards of the same *n* share no window.
+    Inputs are ``batch[:, :-1]``, targets ``batch[:, 1:]``. *seed* puts all windows in one order; shard ``(i, n)`` is
+    every n-th of that order from the i-th on, in every epoch: no window is in two shards of the same *n* and *seed*.
+    Each epoch visits every window of the shard once, the first as the order stands, the later ones shuffled anew; a
+    batch may span two epochs. So a run over all windows up to step s, then n shards from step s/n on, read no window
+    twice in the first epoch.
 
     Raises BadInput when the shard has no whole window.
     """
     index, shards = shard
     count = window_count(tokens, block_size, shard)
     if count == 0:
+        needed = shards * block_size + 1
         raise BadInput(
-            f"{len(tokens)} tokens are too few: {shards} shard(s) of a block of {block_size} need {shards * block_size + 1}",
+            f"{len(tokens)} tokens are too few: {shards} shard(s) of a block of {block_size} need {needed}",
             "Add text, or choose a smaller block or fewer members",
         )
     sample = step * batch_size + np.arange(batch_size, dtype=np.int64)
     epoch, position = np.divmod(sample, count)
-    windows = np.empty(batch_size, dtype=np.int64)
-    for e in np.unique(epoch):
+    for e in np.unique(epoch[epoch > 0]):
         chosen = epoch == e
-        windows[chosen] = permute(position[chosen], count, key=(seed, index, shards, int(e)))
-    starts = (index + shards * windows) * block_size
+        position[chosen] = permute(position[chosen], count, key=(seed, index, shards, int(e)))
+    windows = permute(index + shards * position, window_count(tokens, block_size), key=(seed,))
+    starts = windows * block_size
     return tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
 
 
