@@ -21,7 +21,8 @@ class RactError(Exception):
     def __init__(self, problem: str, remedy: str = "") -> None:
         self.problem = problem.rstrip(".")
         self.remedy = remedy.rstrip(".")
-        super().__init__(f"{self.problem}. {self.remedy}." if remedy else f"{self.problem}.")
+        sentences = [self.problem, self.remedy] if remedy else [self.problem]
+        super().__init__(" ".join(s if s.endswith(("?", "!")) else f"{s}." for s in sentences))
 
 
 class BadInput(RactError):

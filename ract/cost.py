@@ -1,0 +1,169 @@
+"""What a decoder costs: parameters, FLOPs, bytes and memory, from its shape alone.
+
+Counting follows the usual convention (PaLM, 2204.02311, appendix B): a multiply-add is 2 FLOPs, the backward pass costs
+twice the forward pass, the embedding look-up is free and the head is a matrix like any other. Causal attention is
+counted at the average context, half the window. The orthogonalisation of Muon is counted too.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+BYTES_PER_PARAMETER = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+
+# What a process holds before any model: interpreter, torch, transformers (measured, with some room).
+PROCESS_BYTES = 450_000_000
+_NEWTON_SCHULZ_STEPS = 5
+# Width over depth of a free shape: MobileLLM's best models of 125 M and 350 M lie near 20 and 30.
+_NARROWEST, _WIDEST = 16, 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The dimensions of a Qwen3-like decoder: grouped-query attention, QK-norm, SwiGLU, tied embeddings.
+
+    *experts* > 1 makes every feed-forward a mixture (upcycle); *members* > 1 is an ensemble of equal models.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    experts: int = 1
+    members: int = 1
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int, int], ...]:
+        """The weight matrices of one block as (how many, rows, columns); experts counted."""
+        q, kv, h, f = self._q_size, self._kv_size, self.hidden_size, self.intermediate_size
+        router = ((1, self.experts, h),) if self.experts > 1 else ()
+        return ((1, q, h), (2, kv, h), (1, h, q), (2 * self.experts, f, h), (1 * self.experts, h, f), *router)
+
+    @property
+    def block_parameters(self) -> int:
+        """Parameters of one block: matrices, two norms, and the norms of queries and keys."""
+        return sum(n * r * c for n, r, c in self.matrices) + 2 * self.hidden_size + 2 * self.head_dim
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model, the tied embedding counted once."""
+        one = self.vocab_size * self.hidden_size + self.num_hidden_layers * self.block_parameters + self.hidden_size
+        return self.members * one
+
+    @property
+    def _q_size(self) -> int:
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def _kv_size(self) -> int:
+        return self.num_key_value_heads * self.head_dim
+
+    def forward_flops_per_token(self, block_size: int) -> float:
+        """FLOPs of the forward pass for one token in a window of *block_size* tokens (every expert and member runs)."""
+        matrices = self.num_hidden_layers * sum(n * r * c for n, r, c in self.matrices) + self.vocab_size * self.hidden_size
+        attention = self.num_hidden_layers * 2 * self._q_size * (block_size / 2)
+        return self.members * 2.0 * (matrices + attention)
+
+    def train_flops_per_token(self, block_size: int, batch_tokens: int, optimizer: str) -> float:
+        """FLOPs of a training step, per token: forward, backward, and the optimizer's own matrix products."""
+        return 3 * self.forward_flops_per_token(block_size) + self.optimizer_flops_per_step(optimizer) / batch_tokens
+
+    def optimizer_flops_per_step(self, optimizer: str) -> float:
+        """Muon's Newton-Schulz iteration on every matrix of every block; AdamW's element-wise work is not counted."""
+        if optimizer != "muon":
+            return 0.0
+        total = 0.0
+        for count, rows, columns in self.matrices:
+            small, large = sorted((rows, columns))
+            total += count * _NEWTON_SCHULZ_STEPS * (4.0 * small * small * large + 2.0 * small**3)
+        return self.members * self.num_hidden_layers * total
+
+    def size_bytes(self, precision: str) -> float:
+        """Bytes of the weights at ``fp32``, ``bf16``, ``int8`` or ``int4`` (scales not counted)."""
+        return self.parameters * BYTES_PER_PARAMETER[precision]
+
+    def training_memory_bytes(self, micro_batch_tokens: int, block_size: int, *, ema: bool, optimizer: str) -> float:
+        """Peak bytes of one training process: weights, gradients, optimizer, activations of one forward pass, logits."""
+        head = self.vocab_size * self.hidden_size
+        states = 4.0 * self.parameters if optimizer == "muon" else 8.0 * self.parameters
+        states += 4.0 * head if optimizer == "muon" else 0.0
+        weights = self.parameters * (4 + 4 + 2 + (4 if ema else 0)) + states
+        width = 10 * self.hidden_size + 4 * self._q_size + 4 * self._kv_size + 4 * self.intermediate_size * self.experts
+        activations = micro_batch_tokens * self.num_hidden_layers * width * 2.5
+        logits = micro_batch_tokens * self.vocab_size * 14.0
+        return PROCESS_BYTES + weights + self.members * (activations + logits)
+
+    def stacked(self, copies: int) -> Shape:
+        """The shape of *copies* such models stacked in depth."""
+        return replace(self, num_hidden_layers=self.num_hidden_layers * copies)
+
+    def upcycled(self, experts: int) -> Shape:
+        """The shape with the feed-forwards of *experts* such models side by side."""
+        return replace(self, experts=self.experts * experts)
+
+    def ensembled(self, members: int) -> Shape:
+        """The shape of an ensemble of *members* such models (nested ensembles flatten)."""
+        return replace(self, members=self.members * members)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for hashing and records."""
+        return asdict(self)
+
+
+def derive_shape(
+    vocab_size: int,
+    hidden_size: int,
+    num_hidden_layers: int,
+    *,
+    num_attention_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    head_dim: int | None = None,
+    intermediate_size: int | None = None,
+) -> Shape:
+    """Fill in what the dials leave open: heads of 32 (64 from width 512 on), two or three of them to a key-value head, SwiGLU at 8/3.
+
+    Raises ValueError where the numbers contradict each other (heads that do not divide).
+    """
+    head_dim = head_dim or (64 if hidden_size >= 512 else min(32, hidden_size))
+    heads = num_attention_heads or max(1, hidden_size // head_dim)
+    if num_key_value_heads is None:
+        num_key_value_heads = next((heads // share for share in (2, 3) if heads % share == 0), heads)
+    if heads % num_key_value_heads:
+        raise ValueError(f"num_attention_heads = {heads} is not divisible by num_key_value_heads = {num_key_value_heads}")
+    if head_dim % 2:
+        raise ValueError(f"head_dim = {head_dim} must be even (rotary positions turn pairs)")
+    if num_attention_heads is None and hidden_size % head_dim:
+        raise ValueError(f"hidden_size = {hidden_size} is not divisible by head_dim = {head_dim}: give num_attention_heads too")
+    intermediate = intermediate_size or max(32, round(hidden_size * 8 / 3 / 32) * 32)
+    return Shape(vocab_size, hidden_size, num_hidden_layers, heads, num_key_value_heads, head_dim, intermediate)
+
+
+def shape_for_parameters(vocab_size: int, parameters: int, num_hidden_layers: int | None = None) -> Shape:
+    """The largest shape within *parameters*: width in steps of 32, and, where depth is open, deep and thin (MobileLLM, 2402.14905).
+
+    Raises ValueError naming the smallest possible model when the budget is below it.
+    """
+    smallest = derive_shape(vocab_size, 32, num_hidden_layers or 2)
+    if parameters < smallest.parameters:
+        raise ValueError(f"{parameters:,} parameters are too few: with a vocabulary of {vocab_size} the smallest is {smallest.parameters:,}")
+    widths = [*range(32, 512, 32), *range(512, 8193, 64)]
+    shapes = [
+        derive_shape(vocab_size, hidden, depth)
+        for hidden in widths
+        for depth in ([num_hidden_layers] if num_hidden_layers else range(2, hidden // _NARROWEST + 2))
+        if num_hidden_layers or hidden <= depth * _WIDEST
+    ]
+    return max((s for s in [smallest, *shapes] if s.parameters <= parameters), key=lambda s: s.parameters)
+
+
+def machine_memory_bytes() -> int | None:
+    """Physical memory of this machine, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,146 @@
+"""A plan as a graph of nodes: every model of the tree, what it is made from and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ract.cost import Shape
+
+# Learning α takes this many steps of one small batch each, then one pass over all its tokens per candidate.
+LEARN_STEPS = 20
+LEARN_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One training run with every value filled in. *tokens* is a whole number of steps of *batch_tokens*.
+
+    The windows of the train split are read in the order of *order_seed*, starting after *start_tokens* (what the node's
+    ancestors have read already), and only those of *shard* (index, count).
+    """
+
+    tokens: int
+    lr: float
+    optimizer: str
+    batch_tokens: int
+    micro_batch_tokens: int
+    block_size: int
+    weight_decay: float
+    l2_penalty: float
+    warmup: float
+    decay: float
+    grad_clip: float
+    ema: float
+    patience: int
+    evaluations: int
+    precision: str
+    distill: float = 0.0
+    temperature: float = 1.0
+    start_tokens: int = 0
+    order_seed: int = 0
+    shard: tuple[int, int] = (0, 1)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.tokens // self.batch_tokens
+
+
+@dataclass(frozen=True)
+class AggregateSpec:
+    """One aggregation: the method, α (or how to find it), and the valid tokens that α is learned on."""
+
+    method: str
+    weights: str | tuple[float, ...]
+    per: str
+    weights_tokens: int
+    copies: int = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One model of the tree. Either trained (*train*) or aggregated (*aggregate*) from its *parents*, given by name.
+
+    *method* is what a reader calls it: leaf, branch, merge, stack, upcycle, ensemble, heal or baseline.
+    """
+
+    name: str
+    level: int
+    method: str
+    parents: tuple[str, ...]
+    shape: Shape
+    seed: int
+    train: TrainSpec | None = None
+    aggregate: AggregateSpec | None = None
+    teachers: tuple[str, ...] = ()
+
+    def content(self) -> dict[str, Any]:
+        """What decides this node's weights, apart from its parents and the data: for naming it by hash."""
+        return {
+            "method": self.method,
+            "shape": self.shape.as_dict(),
+            "seed": self.seed,
+            "train": asdict(self.train) if self.train else None,
+            "aggregate": asdict(self.aggregate) if self.aggregate else None,
+        }
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of a plan, parents before children. *final* is the last level's node, *baseline* the single model."""
+
+    nodes: tuple[Node, ...]
+    final: str
+    baseline: str | None
+    _by_name: dict[str, Node] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", {node.name: node for node in self.nodes})
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name[name]
+
+    def ancestry(self, name: str) -> set[str]:
+        """*name* and every node below it."""
+        found, waiting = set(), [name]
+        while waiting:
+            current = waiting.pop()
+            if current not in found:
+                found.add(current)
+                waiting.extend(self[current].parents + self[current].teachers)
+        return found
+
+    def own_flops(self, name: str) -> float:
+        """FLOPs that making this one node takes: its training, its teachers' forward passes, its search for α."""
+        node = self[name]
+        if node.train is not None:
+            spec = node.train
+            each = node.shape.train_flops_per_token(spec.block_size, spec.batch_tokens, spec.optimizer)
+            if spec.distill > 0:
+                each += sum(self[t].shape.forward_flops_per_token(spec.block_size) for t in node.teachers)
+            return spec.tokens * each
+        if node.aggregate is not None and node.aggregate.weights == "learned":
+            candidates = len(node.parents) + 2  # every child, uniform, learned
+            tokens = 3 * LEARN_STEPS * LEARN_BATCH_TOKENS + candidates * node.aggregate.weights_tokens
+            return node.shape.forward_flops_per_token(256) * tokens
+        return 0.0
+
+    def total_flops(self, name: str) -> float:
+        """FLOPs of the node and of everything below it, each node counted once."""
+        return sum(self.own_flops(n) for n in self.ancestry(name))
+
+    def beside(self, name: str) -> int:
+        """How many nodes may be under way at once while *name* is: itself and those neither above nor below it.
+
+        A property of the plan, not of what happens to be left to do: the threads a node gets, and with them the order
+        of its floating-point sums, are the same in an undisturbed run and in a resumed one.
+        """
+        mine = self.ancestry(name)
+        rivals = [n.name for n in self.nodes if n.name not in mine and name not in self.ancestry(n.name)]
+        heads = [r for r in rivals if not any(r in self.ancestry(o) and o != r for o in rivals)]
+        return 1 + len(heads)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
