@@ -93,16 +93,18 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
 class TextEncoder:
     """Text to token numbers, for streams of documents: no special tokens are added, and none are read out of the text.
 
-    *separator* is the number of the token that stands between documents, *vocab_size* one more than the largest number.
+    *separator* is the number of the token that stands between documents, *beginning* that of the one that begins a text
+    where the tokenizer has one, *vocab_size* one more than the largest number.
     """
 
     def __init__(self, directory: Path) -> None:
         tokenizer = load_tokenizer(directory)
-        known = [tokenizer.eos_token_id, tokenizer.bos_token_id, getattr(tokenizer, "sep_token_id", None)]
+        known = [tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None), tokenizer.bos_token_id]
         separators = [number for number in known if number is not None]
         if not separators:
             raise BadInput(f"the tokenizer in {directory} has no token that ends a text", "Set its eos_token")
         self.separator: int = separators[0]
+        self.beginning: int | None = tokenizer.bos_token_id
         self.backend: Tokenizer = tokenizer.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
