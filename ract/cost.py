@@ -65,7 +65,9 @@ class Shape:
 
     def forward_flops_per_token(self, block_size: int) -> float:
         """FLOPs of the forward pass for one token in a window of *block_size* tokens (every expert and member runs)."""
-        matrices = self.num_hidden_layers * sum(n * r * c for n, r, c in self.matrices) + self.vocab_size * self.hidden_size
+        matrices = (
+            self.num_hidden_layers * sum(n * r * c for n, r, c in self.matrices) + self.vocab_size * self.hidden_size
+        )
         attention = self.num_hidden_layers * 2 * self._q_size * (block_size / 2)
         return self.members * 2.0 * (matrices + attention)
 
@@ -134,11 +136,15 @@ def derive_shape(
     if num_key_value_heads is None:
         num_key_value_heads = next((heads // share for share in (2, 3) if heads % share == 0), heads)
     if heads % num_key_value_heads:
-        raise ValueError(f"num_attention_heads = {heads} is not divisible by num_key_value_heads = {num_key_value_heads}")
+        raise ValueError(
+            f"num_attention_heads = {heads} is not divisible by num_key_value_heads = {num_key_value_heads}"
+        )
     if head_dim % 2:
         raise ValueError(f"head_dim = {head_dim} must be even (rotary positions turn pairs)")
     if num_attention_heads is None and hidden_size % head_dim:
-        raise ValueError(f"hidden_size = {hidden_size} is not divisible by head_dim = {head_dim}: give num_attention_heads too")
+        raise ValueError(
+            f"hidden_size = {hidden_size} is not divisible by head_dim = {head_dim}: give num_attention_heads too"
+        )
     intermediate = intermediate_size or max(32, round(hidden_size * 8 / 3 / 32) * 32)
     return Shape(vocab_size, hidden_size, num_hidden_layers, heads, num_key_value_heads, head_dim, intermediate)
 
@@ -150,7 +156,9 @@ def shape_for_parameters(vocab_size: int, parameters: int, num_hidden_layers: in
     """
     smallest = derive_shape(vocab_size, 32, num_hidden_layers or 2)
     if parameters < smallest.parameters:
-        raise ValueError(f"{parameters:,} parameters are too few: with a vocabulary of {vocab_size} the smallest is {smallest.parameters:,}")
+        raise ValueError(
+            f"{parameters:,} parameters are too few: with a vocabulary of {vocab_size} the smallest is {smallest.parameters:,}"
+        )
     widths = [*range(32, 512, 32), *range(512, 8193, 64)]
     shapes = [
         derive_shape(vocab_size, hidden, depth)

@@ -35,7 +35,9 @@ class MissingExtra(BadInput):
     """A feature needs an optional package that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs packages that are not installed", f"Install them: pip install 'ract[{extra}]'")
+        super().__init__(
+            f"{feature} needs packages that are not installed", f"Install them: pip install 'ract[{extra}]'"
+        )
 
 
 class NonFiniteLoss(RactError):

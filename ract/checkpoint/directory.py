@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,7 @@ from typing import Any
 from ract import __version__
 from ract.checkpoint.lineage import FILE_NAME, Lineage, file_records, read_lineage
 from ract.errors import BadInput, disk_errors
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: stale staging folders are then left for the user to delete
-    fcntl = None  # type: ignore[assignment]
+from ract.locks import held, is_abandoned
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -62,7 +57,9 @@ def open_model(path: str | os.PathLike[str]) -> ModelDirectory:
     """
     directory = Path(path)
     if not directory.is_dir():
-        raise BadInput(f"{directory} is not a directory", "Give the path of a model directory (config.json + *.safetensors)")
+        raise BadInput(
+            f"{directory} is not a directory", "Give the path of a model directory (config.json + *.safetensors)"
+        )
     config = read_json(directory / "config.json", what=f"{directory} has no config.json")
     return ModelDirectory(directory, config, _shards(directory), read_lineage(directory))
 
@@ -97,8 +94,10 @@ def _shards(directory: Path) -> tuple[Path, ...]:
     if found:
         return tuple(found)
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
-        raise BadInput(f"{directory} holds only pickled weights, which can run code when opened",
-                       "Convert them to safetensors, or give the flag that allows pickled weights if you trust the source")
+        raise BadInput(
+            f"{directory} holds only pickled weights, which can run code when opened",
+            "Convert them to safetensors, or give the flag that allows pickled weights if you trust the source",
+        )
     raise BadInput(f"{directory} holds no weights (*.safetensors)", "Give a directory that holds a trained model")
 
 
@@ -116,7 +115,7 @@ def publish(target: Path, *, force: bool = False) -> Iterator[Path]:
     staging = target.parent / f".{target.name}.staging-{secrets.token_hex(4)}"
     with disk_errors(target):
         staging.mkdir(parents=True)
-        with _held(staging):
+        with held(staging):
             try:
                 yield staging
                 flush(staging)
@@ -160,14 +159,14 @@ def recover(folder: Path) -> None:
         return
     for path in folder.glob(".*.old-*"):
         original = folder / path.name[1:].rsplit(".old-", 1)[0]
-        if not _abandoned(path):
+        if not is_abandoned(path, _GRACE_SECONDS):
             continue
         if original.exists():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.rename(original)
     for path in folder.glob(".*.staging-*"):
-        if _abandoned(path):
+        if is_abandoned(path, _GRACE_SECONDS):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -199,39 +198,8 @@ def _swap(staging: Path, target: Path) -> None:
         sync_directory(target.parent)
         return
     old = target.parent / f".{target.name}.old-{secrets.token_hex(4)}"
-    with _held(target):
+    with held(target):
         target.rename(old)
         staging.rename(target)
         sync_directory(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """Lock *directory* itself (the lock follows renames); the kernel drops it when this process dies."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _abandoned(directory: Path) -> bool:
-    """Whether no live writer holds *directory*; one made this instant may not have been locked yet."""
-    if fcntl is None:
-        return False
-    try:
-        handle = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return time.time() - os.fstat(handle).st_ctime > _GRACE_SECONDS
-    except OSError:
-        return False
-    finally:
-        os.close(handle)

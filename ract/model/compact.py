@@ -16,11 +16,11 @@ from ract.cost import Shape
 if TYPE_CHECKING:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-_EOS_ID = 0
 
-
-def compact_config(shape: Shape, *, max_position_embeddings: int = 1024, eos_token_id: int = _EOS_ID) -> Qwen3Config:
-    """The configuration of a dense decoder of *shape*."""
+def compact_config(
+    shape: Shape, *, max_position_embeddings: int = 1024, eos_token_id: int = 0, pad_token_id: int | None = None
+) -> Qwen3Config:
+    """The configuration of a dense decoder of *shape*; *eos_token_id* stands between documents."""
     from transformers import Qwen3Config
 
     return Qwen3Config(
@@ -35,14 +35,19 @@ def compact_config(shape: Shape, *, max_position_embeddings: int = 1024, eos_tok
         tie_word_embeddings=True,
         bos_token_id=eos_token_id,
         eos_token_id=eos_token_id,
-        pad_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
         architectures=["Qwen3ForCausalLM"],
         dtype="float32",
     )
 
 
 def new_compact_transformer(
-    shape: Shape, *, seed: int, max_position_embeddings: int = 1024, eos_token_id: int = _EOS_ID
+    shape: Shape,
+    *,
+    seed: int,
+    max_position_embeddings: int = 1024,
+    eos_token_id: int = 0,
+    pad_token_id: int | None = None,
 ) -> Qwen3ForCausalLM:
     """An untrained decoder of *shape*; the same *seed* gives the same weights.
 
@@ -54,7 +59,12 @@ def new_compact_transformer(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(
-            compact_config(shape, max_position_embeddings=max_position_embeddings, eos_token_id=eos_token_id)
+            compact_config(
+                shape,
+                max_position_embeddings=max_position_embeddings,
+                eos_token_id=eos_token_id,
+                pad_token_id=pad_token_id,
+            )
         )
     scale = (2 * shape.num_hidden_layers) ** -0.5
     with torch.no_grad():
@@ -68,6 +78,11 @@ def shape_of(model: Qwen3ForCausalLM) -> Shape:
     """The :class:`~ract.cost.Shape` of a live compact transformer."""
     c = model.config
     return Shape(
-        c.vocab_size, c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+        c.vocab_size,
+        c.hidden_size,
+        c.num_hidden_layers,
+        c.num_attention_heads,
+        c.num_key_value_heads,
+        c.head_dim,
         c.intermediate_size,
     )

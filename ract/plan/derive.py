@@ -37,6 +37,11 @@ TOKENS_PER_PARAMETER = 20
 _SHARE = {"leaf": 3.0, "branch": 2.0, "heal": 2.0, "last": 13.0}
 
 
+def default_train_spec(*, tokens: int) -> TrainSpec:
+    """A run of *tokens* tokens with every default: what a plan without a [train] table means."""
+    return _whole_steps(TrainSpec(tokens=tokens, decay=FINAL_DECAY, **TRAIN_DEFAULTS))
+
+
 def leaf_shape(plan: Plan) -> Shape:
     """The shape of the compact transformer. Raises BadInput where the dials contradict each other."""
     compact, vocab = plan.compact, plan.tokenizer.vocab_size
@@ -111,9 +116,14 @@ class _Builder:
         self.nodes: list[Node] = []
         self.read: dict[str, int] = {}  # tokens that a node and its ancestors have read
         last_heal = bool(self.levels) and self.levels[-1].heal is not None
-        self.shares = _SHARE["leaf"] + sum(
-            (_SHARE["branch"] if level.branch else 0.0) + (_SHARE["heal"] if level.heal else 0.0) for level in self.levels
-        ) + (_SHARE["last"] - _SHARE["heal"] if last_heal else 0.0)
+        self.shares = (
+            _SHARE["leaf"]
+            + sum(
+                (_SHARE["branch"] if level.branch else 0.0) + (_SHARE["heal"] if level.heal else 0.0)
+                for level in self.levels
+            )
+            + (_SHARE["last"] - _SHARE["heal"] if last_heal else 0.0)
+        )
 
     def node_of(self, level: int, path: tuple[int, ...]) -> Node:
         if level == 0:
@@ -127,7 +137,15 @@ class _Builder:
         stage = self.plan.compact.train or StageTable()
         spec = self._spec(stage, self.leaf, "leaf", last=not self._trained_above(0))
         return self._add(
-            Node(_name("leaf", path), 0, "leaf", (), self.leaf, self._seed(path), train=replace(spec, order_seed=self._seed(path)))
+            Node(
+                _name("leaf", path),
+                0,
+                "leaf",
+                (),
+                self.leaf,
+                self._seed(path),
+                train=replace(spec, order_seed=self._seed(path)),
+            )
         )
 
     def _members(self, level: int, table: LevelTable, path: tuple[int, ...]) -> list[Node]:
@@ -136,10 +154,18 @@ class _Builder:
         if table.branch is None:
             return [self.node_of(level - 1, (*path, i)) for i in range(table.size)]
         below = self.node_of(level - 1, path)
-        spec = self._spec(table.branch, below.shape, "branch", last=not self._trained_above(level - 1, branch_done=True), among=table.size)
+        spec = self._spec(
+            table.branch,
+            below.shape,
+            "branch",
+            last=not self._trained_above(level - 1, branch_done=True),
+            among=table.size,
+        )
         return [self._branch(level, table, below, spec, index, path) for index in range(table.size)]
 
-    def _branch(self, level: int, table: LevelTable, below: Node, spec: TrainSpec, index: int, path: tuple[int, ...]) -> Node:
+    def _branch(
+        self, level: int, table: LevelTable, below: Node, spec: TrainSpec, index: int, path: tuple[int, ...]
+    ) -> Node:
         branch = table.branch
         assert branch is not None
         own = {key: values[index] for key, values in branch.each.items()}
@@ -164,9 +190,19 @@ class _Builder:
         elif table.method == "ensemble":
             shape = shape.ensembled(table.size)
         weights = tuple(table.weights) if isinstance(table.weights, list) else table.weights
-        spec = AggregateSpec(table.method, weights, table.per, table.weights_tokens or WEIGHTS_TOKENS, table.copies or 1)
+        spec = AggregateSpec(
+            table.method, weights, table.per, table.weights_tokens or WEIGHTS_TOKENS, table.copies or 1
+        )
         parents = tuple(member.name for member in members)
-        node = Node(_name(f"level-{level}-{table.method}", path), level, table.method, parents, shape, self._seed(path), aggregate=spec)
+        node = Node(
+            _name(f"level-{level}-{table.method}", path),
+            level,
+            table.method,
+            parents,
+            shape,
+            self._seed(path),
+            aggregate=spec,
+        )
         return self._add(node)
 
     def _healed(self, level: int, table: LevelTable, aggregated: Node, path: tuple[int, ...]) -> Node:
@@ -175,12 +211,17 @@ class _Builder:
         last = not self._trained_above(level)
         spec = self._spec(heal, aggregated.shape, "last" if level == len(self.levels) else "heal", last=last)
         spec = replace(
-            spec, distill=heal.distill, temperature=heal.temperature,
-            start_tokens=self.read[aggregated.name], order_seed=self._seed(path),
+            spec,
+            distill=heal.distill,
+            temperature=heal.temperature,
+            start_tokens=self.read[aggregated.name],
+            order_seed=self._seed(path),
         )
         teachers = aggregated.parents if heal.distill > 0 else ()
         name = _name(f"level-{level}-heal", path)
-        node = Node(name, level, "heal", (aggregated.name,), aggregated.shape, self._seed(path), train=spec, teachers=teachers)
+        node = Node(
+            name, level, "heal", (aggregated.name,), aggregated.shape, self._seed(path), train=spec, teachers=teachers
+        )
         return self._add(node)
 
     def _trained_above(self, level: int, *, branch_done: bool = False) -> bool:
@@ -242,7 +283,11 @@ def _baseline(plan: Plan, graph: Graph, builder: _Builder) -> Node:
 
 
 def _given(table: Any) -> dict[str, Any]:
-    return {key: getattr(table, key) for key in type(table).model_fields if key in TRAIN_DEFAULTS | {"decay": 0} and getattr(table, key) is not None}
+    return {
+        key: getattr(table, key)
+        for key in type(table).model_fields
+        if key in TRAIN_DEFAULTS | {"decay": 0} and getattr(table, key) is not None
+    }
 
 
 def _whole_steps(spec: TrainSpec) -> TrainSpec:
@@ -252,7 +297,10 @@ def _whole_steps(spec: TrainSpec) -> TrainSpec:
     micro = next(m for m in range(micro, 0, -1) if windows % m == 0)
     batch = windows * spec.block_size
     return replace(
-        spec, batch_tokens=batch, micro_batch_tokens=micro * spec.block_size, tokens=max(1, round(spec.tokens / batch)) * batch
+        spec,
+        batch_tokens=batch,
+        micro_batch_tokens=micro * spec.block_size,
+        tokens=max(1, round(spec.tokens / batch)) * batch,
     )
 
 

@@ -34,6 +34,7 @@ class DataTable(Table):
     text_field: str = Field(default="text", description="the field of a JSONL row or data-set row that holds the text")
     valid_fraction: Fraction = 0.05
     test_fraction: Fraction = 0.05
+    test_tokens: Count = Field(default=65_536, description="tokens of the test split that every node is measured on")
 
 
 class TokenizerTable(Table):
@@ -61,17 +62,25 @@ class TrainTable(Table):
     """``[train]``: how every stage is trained; a stage's own table overrides single values."""
 
     lr: Positive | None = Field(default=None, description="peak learning rate of AdamW and of Muon (RMS-matched)")
-    optimizer: Literal["muon", "adamw"] | None = Field(default=None, description="Muon is for the matrices of the blocks")
+    optimizer: Literal["muon", "adamw"] | None = Field(
+        default=None, description="Muon is for the matrices of the blocks"
+    )
     batch_tokens: Count | None = Field(default=None, description="tokens per optimizer step")
-    micro_batch_tokens: Count | None = Field(default=None, description="tokens per forward pass (gradient accumulation)")
+    micro_batch_tokens: Count | None = Field(
+        default=None, description="tokens per forward pass (gradient accumulation)"
+    )
     block_size: Count | None = Field(default=None, description="tokens per training window")
     weight_decay: NotNegative | None = Field(default=None, description="λ, decoupled, on matrices")
     l2_penalty: NotNegative | None = Field(default=None, description="λ of the literal λ‖θ‖² added to the loss")
     warmup: Fraction | None = Field(default=None, description="share of the stage's steps")
     decay: Fraction | None = Field(default=None, description="share of the stage's steps; 0 where training goes on")
     grad_clip: NotNegative | None = Field(default=None, description="largest gradient norm; 0 turns it off")
-    ema: Fraction | None = Field(default=None, description="decay of the averaged weights that are saved; 0 turns it off")
-    patience: int | None = Field(default=None, ge=0, description="evaluations without gain before an early stop; 0: never")
+    ema: Fraction | None = Field(
+        default=None, description="decay of the averaged weights that are saved; 0 turns it off"
+    )
+    patience: int | None = Field(
+        default=None, ge=0, description="evaluations without gain before an early stop; 0: never"
+    )
     evaluations: Count | None = Field(default=None, description="how often the valid loss is measured in a stage")
     precision: Literal["auto", "bf16", "fp32"] | None = None
 
@@ -226,7 +235,9 @@ def _explained(error: ValidationError, source: str) -> BadInput:
     if first["type"] == "extra_forbidden":
         table = _table_at(first["loc"][:-1])
         inside = f" in [{_place(first['loc'][:-1])}]" if len(first["loc"]) > 1 else ""
-        return BadInput(f'{source}: unknown key "{first["loc"][-1]}"{inside}', nearest(str(first["loc"][-1]), table.model_fields))
+        return BadInput(
+            f'{source}: unknown key "{first["loc"][-1]}"{inside}', nearest(str(first["loc"][-1]), table.model_fields)
+        )
     if first["type"] == "missing":
         return BadInput(f'{source}: the key "{place}" is missing', "Add it; ract init writes a complete plan")
     message = first["msg"].removeprefix("Value error, ")
@@ -255,4 +266,10 @@ def _table_at(loc: tuple[int | str, ...]) -> type[Table]:
 
 def _classes(annotation: Any) -> list[type]:
     arguments = getattr(annotation, "__args__", ())
-    return [c for a in arguments for c in _classes(a)] if arguments else [annotation] if isinstance(annotation, type) else []
+    return (
+        [c for a in arguments for c in _classes(a)]
+        if arguments
+        else [annotation]
+        if isinstance(annotation, type)
+        else []
+    )

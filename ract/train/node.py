@@ -215,7 +215,9 @@ class TrainingRun:
 
     def _rows_of_this_process(self) -> np.ndarray:
         rows, processes = self.spec.batch_tokens // self.spec.block_size, self.accelerator.num_processes
-        if rows % processes or (rows // processes) % max(1, rows // processes * self.spec.block_size // self.spec.micro_batch_tokens):
+        if rows % processes or (rows // processes) % max(
+            1, rows // processes * self.spec.block_size // self.spec.micro_batch_tokens
+        ):
             raise BadInput(
                 f"a batch of {rows} windows does not divide among {processes} processes",
                 "Change batch_tokens or the number of processes",

@@ -1,0 +1,250 @@
+"""Make one node: train it or aggregate it, measure it, publish it. Runs inside a worker process."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ract.checkpoint.crashpoints import crash_point
+from ract.checkpoint.directory import publish, write_lineage
+from ract.checkpoint.lineage import Cost, Lineage, Parent, content_hash, effective_leaves, read_lineage
+from ract.data.tokenizer import copy_tokenizer, load_tokenizer
+from ract.data.tokens import Corpus, open_corpus
+from ract.evaluate.language_modeling import evaluate
+from ract.locks import held
+from ract.model.compact import new_compact_transformer
+from ract.plan.graph import LEARN_BATCH_TOKENS, LEARN_STEPS
+from ract.tree.job import Job, made_from
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ract.aggregate.weights import LearnedWeights
+    from ract.train.node import TrainingRun
+
+Report = Callable[[str, int, int], None]
+_EVALUATION_ROWS = 16
+
+
+def make(job: Job, report: Report) -> Path:
+    """Carry out *job* and return the new model directory, with its lineage and its held-out measures.
+
+    Raises what the training run and the aggregation raise; nothing is left at the job's path then.
+    """
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.node.seed)
+    corpus = open_corpus(Path(job.corpus))
+    started = time.monotonic()
+    work = Path(job.work)
+    work.mkdir(parents=True, exist_ok=True)
+    with held(work), publish(Path(job.out), force=True) as staging:
+        lineage = _train(job, corpus, staging, report) if job.node.train else _aggregate(job, corpus, staging, report)
+        report("measure", 0, 1)
+        measured = _measure(staging, corpus, job.test_tokens)
+        cost = lineage.cost.model_copy(update={"seconds": time.monotonic() - started, "total_flops": job.total_flops})
+        if job.node.train is not None:  # a run that was resumed counts the seconds before the kill too
+            cost = cost.model_copy(update={"seconds": lineage.cost.seconds})
+        write_lineage(
+            staging,
+            lineage.model_copy(
+                update={
+                    "name": job.node.name,
+                    "node": job.key,
+                    "level": job.node.level,
+                    "method": job.node.method,
+                    "seed": job.node.seed,
+                    "plan": job.node.content(),
+                    "cost": cost,
+                    "metrics_before": _metrics_of_parents(job),
+                    "metrics_after": {**lineage.metrics_after, **measured},
+                }
+            ),
+        )
+        crash_point("node-written")
+    shutil.rmtree(work, ignore_errors=True)
+    return Path(job.out)
+
+
+def train_along(job: Job) -> None:
+    """Train beside the process that writes the model (``torchrun``): the same steps, nothing written."""
+    torch.set_num_threads(job.threads)
+    corpus = open_corpus(Path(job.corpus))
+    _training_run(job, _starting_model(job, corpus), corpus, None).run()
+
+
+def _train(job: Job, corpus: Corpus, staging: Path, report: Report) -> Lineage:
+    spec = job.node.train
+    assert spec is not None
+    model = _starting_model(job, corpus)
+
+    def observed(what: str, done: int, total: int) -> None:
+        report(what, done, total)
+        crash_point(f"{job.node.method}-{done // spec.batch_tokens}")
+
+    outcome = _training_run(job, model, corpus, observed).run()
+    model.save_pretrained(staging)
+    copy_tokenizer(corpus.tokenizer_dir, staging)
+    flops = job.node.shape.train_flops_per_token(spec.block_size, spec.batch_tokens, spec.optimizer) * outcome.tokens
+    progress = outcome.progress
+    return Lineage(
+        method=job.node.method,
+        parents=_parents(job),
+        cost=Cost(tokens=outcome.tokens, flops=flops, seconds=progress.seconds),
+        metrics_after={
+            "history": progress.history,
+            "best_step": progress.best_step,
+            "stopped_early": progress.stopped_early,
+        },
+    )
+
+
+def _training_run(job: Job, model: PreTrainedModel, corpus: Corpus, report: Report | None) -> TrainingRun:
+    from ract.train.node import Teachers, TrainingRun
+
+    assert job.node.train is not None
+    return TrainingRun(
+        model,
+        job.node.train,
+        corpus.tokens["train"],
+        corpus.tokens["valid"],
+        teachers=Teachers([_load(Path(t)) for t in job.teachers], _alpha_of(job)),
+        work=Path(job.work),
+        report=report,
+    )
+
+
+def _starting_model(job: Job, corpus: Corpus) -> PreTrainedModel:
+    if job.node.parents:
+        return _load(Path(job.parents[job.node.parents[0]])).float()
+    tokenizer = load_tokenizer(corpus.tokenizer_dir)
+    return new_compact_transformer(
+        job.node.shape,
+        seed=job.node.seed,
+        max_position_embeddings=job.max_position_embeddings,
+        eos_token_id=corpus.separator,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _aggregate(job: Job, corpus: Corpus, staging: Path, report: Report) -> Lineage:
+    from ract.aggregate.engine import execute
+    from ract.aggregate.methods import method
+
+    spec = job.node.aggregate
+    assert spec is not None
+    children = made_from(job) * spec.copies
+    learned: LearnedWeights | None = None
+    weights: Any = list(spec.weights) if isinstance(spec.weights, tuple) else spec.weights
+    if spec.weights == "learned":
+        learned = _learn(job, corpus, report)
+        weights = learned.weights
+    if weights == "uniform":
+        weights = [1 / len(children)] * len(children)
+    recipe = method(spec.method).recipe(children, weights)
+    execute(recipe, children, staging, progress=report)
+    flops = 0.0
+    metrics: dict[str, Any] = {}
+    if learned is not None:
+        tokens = 3 * LEARN_STEPS * LEARN_BATCH_TOKENS + (len(children) + 2) * spec.weights_tokens
+        flops = job.node.shape.forward_flops_per_token(256) * tokens
+        metrics["weights"] = {
+            "chosen": learned.chosen,
+            "loss": learned.loss,
+            "loss_uniform": learned.loss_uniform,
+            "loss_children": learned.loss_children,
+            "held_out_loss": learned.held_out_loss,
+            "held_out_uniform": learned.held_out_uniform,
+            "held_out_children": learned.held_out_children,
+        }
+    alpha = recipe.weights if isinstance(recipe.weights, list) and method(spec.method).linear else None
+    return Lineage(
+        method=spec.method,
+        weights=recipe.weights,
+        parents=_parents(job),
+        leaves=effective_leaves([child.path for child in children], alpha) if alpha else {},
+        cost=Cost(flops=flops),
+        metrics_after=metrics,
+    )
+
+
+def _learn(job: Job, corpus: Corpus, report: Report) -> LearnedWeights:
+    """α on the first part of the valid split; a second part, never looked at, says how it generalises."""
+    from ract.aggregate.weights import learn
+    from ract.data.batches import evaluation_batches
+
+    spec = job.node.aggregate
+    assert spec is not None
+    valid = corpus.tokens["valid"]
+    half = len(valid) // 2
+    rows = LEARN_BATCH_TOKENS // 256
+
+    def batches(tokens: Any) -> list[dict[str, torch.Tensor]]:
+        windows = evaluation_batches(tokens, 256, rows, spec.weights_tokens)
+        return [{"input_ids": t, "labels": t} for t in (torch.from_numpy(w) for w in windows)]
+
+    def observed(what: str, done: int, total: int) -> None:
+        report(what, done, total)
+        crash_point(f"weights-{done}")
+
+    return learn(
+        [Path(job.parents[p]) for p in job.node.parents],
+        batches(valid[:half]),
+        batches(valid[half:]),
+        per=spec.per,  # type: ignore[arg-type]
+        steps=LEARN_STEPS,
+        seed=job.node.seed,
+        progress=observed,
+    )
+
+
+def _measure(directory: Path, corpus: Corpus, test_tokens: int) -> dict[str, Any]:
+    split = "test" if len(corpus.tokens["test"]) > 1 else "valid"
+    measured = evaluate(
+        _load(directory),
+        corpus.tokens[split],
+        corpus.bytes[split],
+        block_size=256,
+        batch_size=_EVALUATION_ROWS,
+        limit_tokens=test_tokens,
+        token_bytes=corpus.token_bytes,
+        separator=corpus.separator,
+    )
+    return {"split": split, **measured}
+
+
+def _load(directory: Path) -> PreTrainedModel:
+    from ract.aggregate.loaded import load
+
+    return load(directory)
+
+
+def _parents(job: Job) -> list[Parent]:
+    return [
+        Parent(name=name, content=content_hash(Path(job.parents[name])), path=Path(job.parents[name]).name)
+        for name in job.node.parents
+    ]
+
+
+def _alpha_of(job: Job) -> list[float]:
+    """The teachers' weights: α of the aggregation that is being healed; uniform where α differs by layer."""
+    if not job.teachers:
+        return []
+    lineage = read_lineage(Path(job.parents[job.node.parents[0]]))
+    if lineage is not None and isinstance(lineage.weights, list) and len(lineage.weights) == len(job.teachers):
+        return lineage.weights
+    return [1 / len(job.teachers)] * len(job.teachers)
+
+
+def _metrics_of_parents(job: Job) -> dict[str, Any]:
+    """Bits per byte of each parent, for the line "before → after"."""
+    found = {name: read_lineage(Path(path)) for name, path in job.parents.items()}
+    return {
+        name: {"bits_per_byte": lineage.metrics_after["bits_per_byte"]}
+        for name, lineage in found.items()
+        if lineage is not None and "bits_per_byte" in lineage.metrics_after
+    }
