@@ -7,17 +7,23 @@ AdaMerging (arXiv:2310.02575) learns coefficients without labels by entropy; wit
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ract.aggregate.live import Batch, Parameters, Progress, load, loss_of, mean_loss, parameters, same_shapes
+from ract.aggregate.loaded import Batch, Parameters, Progress, load, loss_of, mean_loss, parameters, same_shapes
+from ract.checkpoint.directory import open_model
+from ract.checkpoint.tensors import TensorReader
 from ract.errors import BadInput, NonFiniteLoss
+from ract.model.anatomy import anatomy
+from ract.model.live import saved_names
+from ract.train.device import autocast_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -122,7 +128,7 @@ def learn(
         raise BadInput("there is no data to learn the weights on", "Give --data with more text, or other weights")
     if per not in ("model", "layer", "tensor"):
         raise BadInput(f"weights per {per!r} are not known", "Known: model, layer, tensor")
-    mixture = Mixture(models, groups=per)
+    mixture = Mixture(models, per)
     alpha, count = mixture.uniform, len(models)
     candidates = {"uniform": alpha} | {f"child {i}": mixture.one_hot(i) for i in range(count)}
     candidates["learned"] = _descend(mixture, batches, affine=affine, steps=steps, lr=lr, seed=seed, progress=progress)
@@ -185,16 +191,21 @@ def _descend(
 class Mixture:
     """``Θ = Σᵢ αᵢ θᵢ`` as a live model, differentiable in α; α has shape ``(groups, children)``, fp64."""
 
-    def __init__(self, models: Sequence[Path], groups: Per = "model") -> None:
+    def __init__(self, models: Sequence[Path], per: Per = "model") -> None:
         live = [load(path) for path in models]
         self.model: PreTrainedModel = live[0]
+        self.model.requires_grad_(False)
         self.children: list[Parameters] = [parameters(model) for model in live]
         same_shapes(self.children, models)
-        self.groups = _groups(Path(models[0]), list(self.children[0]), groups)
+        self.groups, self.keys = _groups(self.model, Path(models[0]), per)
         self.rows = {group: row for row, group in enumerate(dict.fromkeys(self.groups.values()))}
-        self.per = groups
-        self.model.requires_grad_(False)
         self.merged = {name: torch.empty_like(p, dtype=torch.float32) for name, p in self.children[0].items()}
+        # The dtype each tensor will have in the file: the widest of the children's.
+        self.dtypes = {
+            name: functools.reduce(torch.promote_types, [child[name].dtype for child in self.children])
+            for name in self.merged
+        }
+        self.autocast = autocast_dtype("auto", torch.device("cpu"))
 
     @property
     def uniform(self) -> torch.Tensor:
@@ -210,7 +221,10 @@ class Mixture:
     def as_weights(self, alpha: torch.Tensor) -> list[float] | dict[str, list[float]]:
         """α as the recipe takes it: a list, or a list per group."""
         rows: list[list[float]] = alpha.tolist()
-        return rows[0] if self.per == "model" else {group: rows[row] for group, row in self.rows.items()}
+        if self.keys is None:
+            return rows[0]
+        even = uniform(len(self.children))
+        return {key: rows[self.rows[group]] if group in self.rows else even for key, group in self.keys.items()}
 
     def loss(self, alpha: torch.Tensor, batches: Sequence[Batch]) -> float:
         """The mean loss of the merged model as it would be stored."""
@@ -239,7 +253,9 @@ class Mixture:
             tensor.requires_grad_(True)
             handles.append(tensor.register_post_accumulate_grad_hook(lambda t, name=name: reduce(name, t)))
         try:
-            loss_of(self.model, batch, self.merged).backward()
+            with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
+                loss = loss_of(self.model, batch, self.merged)
+            loss.backward()
         finally:
             for handle, tensor in zip(handles, self.merged.values(), strict=True):
                 handle.remove()
@@ -255,17 +271,24 @@ class Mixture:
             for weight, child in zip(rows[self.rows[self.groups[name]]], self.children, strict=True):
                 if weight:
                     out.add_(child[name], alpha=weight)
-            if stored and self.children[0][name].dtype != torch.float32:
-                out.copy_(out.to(self.children[0][name].dtype))
+            if stored and self.dtypes[name] != torch.float32:
+                out.copy_(out.to(self.dtypes[name]))
 
 
-def _groups(path: Path, names: Sequence[str], per: Per) -> Mapping[str, str]:
-    """Parameter name → the group that shares its α."""
+def _groups(model: PreTrainedModel, path: Path, per: Per) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Parameter → the group that shares its α; and what a recipe calls it → that group (None: one α for all).
+
+    A recipe speaks of layers, or of tensors as the file at *path* names them. Several tensors of the file may be one
+    parameter in memory (experts); buffers in the file are in no group of parameters.
+    """
+    names = [name for name, _ in model.named_parameters()]
     if per == "model":
-        return dict.fromkeys(names, "model")
-    if per == "tensor":
-        return {name: name for name in names}
-    from ract.model.anatomy import anatomy
-
-    shape = anatomy(path)
-    return {name: shape.group(name) for name in names}
+        return dict.fromkeys(names, "model"), None
+    shape, disk = anatomy(path), saved_names(model)
+    saved = {name: disk[name] or (shape.aliases[name],) for name in names}
+    groups = {name: shape.group(saved[name][0]) if per == "layer" else name for name in names}
+    by_saved = {one: groups[name] for name in names for one in saved[name]}
+    with TensorReader.of(open_model(path)) as reader:
+        in_file = list(reader.infos)
+    keys = {name if per == "tensor" else shape.group(name): shape.canonical(name) or name for name in in_file}
+    return groups, {key: by_saved.get(name, key) for key, name in keys.items()}

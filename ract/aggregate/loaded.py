@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch.func import functional_call
 
 from ract.checkpoint.directory import open_model
 from ract.errors import BadInput
+from ract.model.live import model_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,33 +30,23 @@ Parameters = dict[str, torch.Tensor]
 def load(path: str | os.PathLike[str]) -> PreTrainedModel:
     """The model at *path* in the class its config names, in evaluation mode, parameters memory-mapped in their dtype.
 
-    Raises BadInput when the config names no class known here, or when a tensor is missing or has another shape:
-    a head made up at random would be measured as if it were trained.
+    Raises BadInput when ``transformers`` has no such class, or when a tensor is missing or has another shape: a head
+    made up at random would be measured as if it were trained.
     """
-    import transformers
-
     directory = open_model(path)
-    names = directory.config.get("architectures") or []
-    model_class = getattr(transformers, names[0], None) if names else None
-    if model_class is None:
-        raise BadInput(
-            f"{directory.path}/config.json names no architecture known to transformers ({', '.join(names) or 'none'})",
-            "Save the model with save_pretrained from its class, so that config.json says which it is",
-        )
+    cls = model_class(directory.config)
     with _quiet():
         try:
-            model, info = model_class.from_pretrained(
+            model, info = cls.from_pretrained(
                 directory.path, dtype="auto", local_files_only=True, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()
-            raise BadInput(
-                f"{directory.path} does not open as {names[0]}: {reason[0] if reason else error!r}"
-            ) from error
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"{directory.path} does not open as {cls.__name__}: {reason}") from error
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:
         raise BadInput(
-            f"{directory.path} has no usable tensor {wrong[0]}, which {names[0]} needs",
+            f"{directory.path} has no usable tensor {wrong[0]}, which {cls.__name__} needs",
             "Name the class the weights were saved from in config.json under architectures",
         )
     model.config.use_cache = False  # a cache costs memory and gives nothing when whole sequences are scored
