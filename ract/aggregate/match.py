@@ -46,21 +46,23 @@ def match(children: Sequence[ModelDirectory], dtype: str | None = None) -> list[
     """
     same_architecture(children)
     wanted = _spelling(dtype) if dtype else None
-    infos = []
-    for child in children:
-        with TensorReader.of(child) as reader:
-            infos.append(reader.infos)
-    canonical = _ties(children, infos)
-    known = [{canonical.get(name, name): info for name, info in reversed(own.items())} for own in infos]
-    for child, own in zip(children[1:], known[1:], strict=True):
-        odd = sorted(own.keys() ^ known[0].keys())
+    readers = [TensorReader.of(child) for child in children]
+    places = _places(children, readers)
+    for child, own in zip(children[1:], places[1:], strict=True):
+        odd = sorted(own.keys() ^ places[0].keys())
         if odd:
-            having, lacking = (children[0], child) if odd[0] in known[0] else (child, children[0])
+            having, lacking = (children[0], child) if odd[0] in places[0] else (child, children[0])
             raise BadInput(
                 f"{having.path} has the tensor {odd[0]}, which {lacking.path} lacks",
                 "Give models of one architecture, saved from the same class",
             )
-    return [_matched(name, [own[name] for own in known], children, wanted) for name in reversed(known[0])]
+    matches = [
+        _matched(name, [reader.infos[own[name]] for reader, own in zip(readers, places, strict=True)], children, wanted)
+        for name in places[0]
+    ]
+    for reader in readers:
+        reader.close()
+    return matches
 
 
 def _matched(name: str, infos: Sequence[TensorInfo], children: Sequence[ModelDirectory], wanted: str | None) -> Match:
@@ -92,27 +94,38 @@ def _spelling(dtype: str) -> str:
     return names[dtype]
 
 
-def _ties(children: Sequence[ModelDirectory], infos: Sequence[Mapping[str, TensorInfo]]) -> dict[str, str]:
-    """Every name of a tied tensor → the one it is written under.
+def _places(children: Sequence[ModelDirectory], readers: Sequence[TensorReader]) -> list[dict[str, str]]:
+    """For every child ``{name to write: name in its files}``.
 
-    The live model is asked only where it can matter (it takes seconds to import): where the children's names differ or
-    a model that ties its embeddings stores more than one of their size.
+    The live model is asked (which takes seconds to import) only where it can matter: where the names in the files
+    differ, or where a model that may tie its embeddings stores more than one of their size.
     """
     config = children[0].config
-    rows = config.get("vocab_size")
-    may_tie = config.get("tie_word_embeddings") is not False
-    doubled = may_tie and any(
-        sum(i.shape[:1] == (rows,) and len(i.shape) == 2 for i in own.values()) > 1 for own in infos
-    )
-    if not doubled and all(own.keys() == infos[0].keys() for own in infos):
-        return {}
+    large = [
+        [i for i in reader.infos.values() if len(i.shape) == 2 and i.shape[0] == config.get("vocab_size")]
+        for reader in readers
+    ]
+    may_tie = config.get("tie_word_embeddings") is not False and any(len(found) > 1 for found in large)
+    if not may_tie and all(reader.infos.keys() == readers[0].infos.keys() for reader in readers):
+        return [{name: name for name in reader.infos} for reader in readers]
     from ract.model.anatomy import anatomy
 
-    canonical = {}
-    for group in anatomy(children[0].path).tied:
-        present = [name for name in group if name in infos[0]]
-        canonical |= dict.fromkeys(group, present[0] if present else group[0])
-    return canonical
+    known = anatomy(children[0].path)
+    places = [known.locate(reader.infos) for reader in readers]
+    for alias, source in known.aliases.items():
+        if not any(alias in own for own in places):
+            continue
+        if all(alias not in own or _equal(r, own[alias], own[source]) for r, own in zip(readers, places, strict=True)):
+            for own in places:  # the same tensor twice: tied when loaded, so written once
+                own.pop(alias, None)
+        else:
+            for own in places:
+                own.setdefault(alias, own[source])
+    return places
+
+
+def _equal(reader: TensorReader, a: str, b: str) -> bool:
+    return torch.equal(reader.read(a), reader.read(b))
 
 
 def same_architecture(children: Sequence[ModelDirectory]) -> None:
@@ -124,7 +137,7 @@ def same_architecture(children: Sequence[ModelDirectory]) -> None:
             if a != b and not _HARMLESS.search(key):
                 raise BadInput(
                     f"config.json says {key} = {_short(a)} in {first.path} and {_short(b)} in {child.path}",
-                    "Models that compute differently cannot be averaged; use models of one architecture, or an ensemble",
+                    "Models that compute differently cannot be averaged; use equal architectures, or an ensemble",
                 )
 
 
