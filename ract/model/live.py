@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -118,6 +119,25 @@ def tied_names(model: PreTrainedModel) -> dict[str, str]:
             if first != name:
                 tied[name] = first
     return tied
+
+
+def traits(block: nn.Module) -> dict[str, Any]:
+    """What a block computes with beside its weights: the class and the plain attributes of each of its modules.
+
+    Keys are ``<path in the block>:<attribute>``. Left out: the block's own number, norms' settings (the config's), and
+    what a first block holds for its whole stack.
+    """
+    found: dict[str, Any] = {}
+    for path, module in block.named_modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        found[f"{path}:class"] = type(module).__name__
+        for key, value in vars(module).items():
+            plain = value is None or isinstance(value, (bool, int, float, str))
+            own = key.startswith(("_", "has_")) or key in ("layer_idx", "training") or "Norm" in type(module).__name__
+            if plain and not own:
+                found[f"{path}:{key}"] = value
+    return found
 
 
 def _register_ensembles(config: Mapping[str, Any]) -> None:

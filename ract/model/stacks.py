@@ -55,7 +55,10 @@ def stack_prefixes(model: nn.Module) -> list[str]:
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) and not any(path.startswith(f"{p}.") for p in found):
             one_class = len({type(block) for block in module}) == 1
-            if one_class and any(True for _ in module[0].parameters()):
+            whole_models = isinstance(
+                module[0], PreTrainedModel
+            )  # an ensemble's members, which have stacks of their own
+            if one_class and not whole_models and any(True for _ in module[0].parameters()):
                 found.append(path)
     return found
 
@@ -113,12 +116,14 @@ def _other_counts(
 
 
 def _stack_name(model: PreTrainedModel, prefix: str) -> str:
-    if "decoder" in prefix:
-        return "decoder"
-    if "encoder" in prefix:
-        return "encoder"
     if prefix.startswith("members."):
-        return ".".join(prefix.split(".")[:2])
+        _, index, inner = prefix.split(".", 2)
+        member = model.get_submodule(f"members.{index}")
+        assert isinstance(member, PreTrainedModel)
+        return f"members.{index}.{_stack_name(member, inner)}"
+    for side in ("decoder", "encoder"):
+        if side in prefix:
+            return side
     return "encoder" if type(model.config) in MODEL_FOR_MASKED_LM_MAPPING else "decoder"
 
 
