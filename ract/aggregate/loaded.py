@@ -35,7 +35,7 @@ def load(path: str | os.PathLike[str]) -> PreTrainedModel:
     """
     directory = open_model(path)
     cls = model_class(directory.config)
-    with _quiet():
+    with quiet():
         try:
             model, info = cls.from_pretrained(
                 directory.path, dtype="auto", local_files_only=True, output_loading_info=True
@@ -110,8 +110,16 @@ def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], replaced: Parame
     return total / sum(counts)
 
 
+def probe(model: PreTrainedModel, length: int = 12) -> Parameters:
+    """A small input of random tokens, the same for every call: what outputs are compared on."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, model.config.get_text_config().vocab_size, (2, length), generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**inputs, "decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else inputs
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars: progress is the caller's to draw."""
     from transformers.utils import logging
 
