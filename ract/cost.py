@@ -64,7 +64,7 @@ class Shape:
         return self.num_key_value_heads * self.head_dim
 
     def forward_flops_per_token(self, block_size: int) -> float:
-        """FLOPs of the forward pass for one token in a window of *block_size* tokens (every expert and member runs)."""
+        """FLOPs of the forward pass for one token in a window of *block_size* tokens (all experts and members run)."""
         matrices = (
             self.num_hidden_layers * sum(n * r * c for n, r, c in self.matrices) + self.vocab_size * self.hidden_size
         )
@@ -90,7 +90,7 @@ class Shape:
         return self.parameters * BYTES_PER_PARAMETER[precision]
 
     def training_memory_bytes(self, micro_batch_tokens: int, block_size: int, *, ema: bool, optimizer: str) -> float:
-        """Peak bytes of one training process: weights, gradients, optimizer, activations of one forward pass, logits."""
+        """Peak bytes of one training process: weights, gradients, optimizer, activations and logits of a pass."""
         head = self.vocab_size * self.hidden_size
         states = 4.0 * self.parameters if optimizer == "muon" else 8.0 * self.parameters
         states += 4.0 * head if optimizer == "muon" else 0.0
@@ -127,7 +127,7 @@ def derive_shape(
     head_dim: int | None = None,
     intermediate_size: int | None = None,
 ) -> Shape:
-    """Fill in what the dials leave open: heads of 32 (64 from width 512 on), two or three of them to a key-value head, SwiGLU at 8/3.
+    """Fill in what the dials leave open: heads of 32 (64 from width 512 on), two or three to a key-value head, SwiGLU.
 
     Raises ValueError where the numbers contradict each other (heads that do not divide).
     """
@@ -150,14 +150,15 @@ def derive_shape(
 
 
 def shape_for_parameters(vocab_size: int, parameters: int, num_hidden_layers: int | None = None) -> Shape:
-    """The largest shape within *parameters*: width in steps of 32, and, where depth is open, deep and thin (MobileLLM, 2402.14905).
+    """The largest shape within *parameters*; where depth is open, deep and thin (MobileLLM, 2402.14905).
 
     Raises ValueError naming the smallest possible model when the budget is below it.
     """
     smallest = derive_shape(vocab_size, 32, num_hidden_layers or 2)
     if parameters < smallest.parameters:
         raise ValueError(
-            f"{parameters:,} parameters are too few: with a vocabulary of {vocab_size} the smallest is {smallest.parameters:,}"
+            f"{parameters:,} parameters are too few: "
+            f"with a vocabulary of {vocab_size} the smallest model has {smallest.parameters:,}"
         )
     widths = [*range(32, 512, 32), *range(512, 8193, 64)]
     shapes = [

@@ -77,7 +77,7 @@ def disk_errors(target: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise BadInput(
                 f"no space left on the disk while writing {target}",
-                "Free some space or choose another output folder, then run the same command again: finished work is kept",
+                "Free some space or choose another output folder and run it again: finished work is kept",
             ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise BadInput(f"{target} cannot be written: permission denied", "Choose another output folder") from error
@@ -85,4 +85,5 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 
 def _errno_in(text: str) -> int | None:
-    return next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES) if f"os error {n}" in text), None)
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES)
+    return next((number for number in known if f"os error {number}" in text), None)

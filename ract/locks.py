@@ -29,7 +29,7 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def is_abandoned(directory: Path, grace_seconds: float) -> bool:
-    """Whether nobody holds *directory*, and has not for *grace_seconds* since it was made (its maker may be about to)."""
+    """Whether nobody holds *directory*; one younger than *grace_seconds* may be about to be held by its maker."""
     if fcntl is None:
         return False
     try:

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow or busy machine must not fail a law: no deadlines, and the same examples in every run.
+settings.register_profile("ract", deadline=None, derandomize=True)
+settings.load_profile("ract")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

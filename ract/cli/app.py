@@ -14,7 +14,8 @@ from ract import __version__
 
 app = typer.Typer(
     name="ract",
-    help="ReAct: Recursive Aggregation of Compact Transformers. Train small language models, aggregate them, run them on a CPU.",
+    help="ReAct: Recursive Aggregation of Compact Transformers. "
+    "Train small language models, aggregate them, run them on a CPU.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -98,10 +98,13 @@ def check_command(plan: PlanFile, workers: Workers = None, as_json: Json = False
     single = found.single
     wall = f"about {show_time(found.seconds)}" if found.seconds is not None else "unknown (needs ract[train])"
     print(
-        f"{found.name}: {show_count(found.total_flops)} FLOPs for the tree, {wall} with {found.workers} worker(s), about {show_count(found.train_tokens)} training tokens."
+        f"{found.name}: {show_count(found.total_flops)} FLOPs for the tree, {wall} with {found.workers} worker(s), "
+        f"about {show_count(found.train_tokens)} training tokens."
     )
     print(
-        f"The same FLOPs would train one model of the final size on {show_count(single['tokens'])} tokens, or, at 20 tokens per parameter, one of {show_count(single['compute_optimal_parameters'])} parameters on {show_count(single['compute_optimal_tokens'])} tokens."
+        f"The same FLOPs would train one model of the final size on {show_count(single['tokens'])} tokens, "
+        f"or, at 20 tokens per parameter, one of {show_count(single['compute_optimal_parameters'])} parameters on "
+        f"{show_count(single['compute_optimal_tokens'])} tokens."
     )
 
 
@@ -137,20 +140,23 @@ def build_command(
 
 def print_nodes(record: dict[str, Any]) -> None:
     """The table that ends a build: every node and the baseline."""
-    rows = []
-    for node in record["nodes"]:
-        alpha = node["weights"]
-        rows.append([
+    rows = [
+        [
             node["name"], str(node["level"]), show_count(node["parameters"]), show_size(node["size_bytes"]),
-            show_count(node["own_flops"]) if node["own_flops"] else "–", show_count(node["train_flops"]),
-            ", ".join(f"{a:.2f}" for a in alpha) if isinstance(alpha, list) and node["method"] != "stack" else "by group" if isinstance(alpha, dict) else "",
+            show_count(node["own_flops"]) if node["own_flops"] else "–", show_count(node["train_flops"]), _alpha(node),
             f"{node['bits_per_byte']:.4f}",
-        ])  # fmt: skip
-    print_table(
-        ["node", "level", "parameters", "size", "FLOPs", "FLOPs with all below", "α", "bits/byte"],
-        rows,
-        left=["node", "α"],
-    )
+        ]
+        for node in record["nodes"]
+    ]  # fmt: skip
+    columns = ["node", "level", "parameters", "size", "FLOPs", "FLOPs in all", "α", "bits/byte"]
+    print_table(columns, rows, left=["node", "α"])
+
+
+def _alpha(node: dict[str, Any]) -> str:
+    """α as a cell of the table; copies of one model share equal weights, which says nothing."""
+    if isinstance(node["weights"], dict):
+        return "by group"
+    return ", ".join(f"{a:.2f}" for a in node["weights"] or [] if len(node["parents"]) > 1)
 
 
 @app.command("train")

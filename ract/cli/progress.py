@@ -71,7 +71,8 @@ class BuildDisplay(Watcher):
         if what == "train" and done:
             self.done[name] = self.flops.get(name, 0.0) * done / total
             rate = done / max(1e-9, time.monotonic() - self.begun[name])
-            note = f"{show_count(done)} of {show_count(total)} tokens, {show_count(rate)}/s, {show_time((total - done) / rate)} left"
+            left = show_time((total - done) / rate)
+            note = f"{show_count(done)} of {show_count(total)} tokens, {show_count(rate)}/s, {left} left"
         self._show(name, done, total, note)
         self._tree()
 
@@ -116,7 +117,7 @@ class BuildDisplay(Watcher):
 
 @contextmanager
 def one_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A ``progress(what, done, total)`` callback drawn as one bar per kind of work; silent where there is no terminal."""
+    """A ``progress(what, done, total)`` callback drawn as a bar per kind of work; silent without a terminal."""
     console = Console(file=sys.stderr)
     bars = Progress(
         TextColumn("{task.description}"),

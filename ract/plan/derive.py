@@ -65,7 +65,7 @@ def leaf_shape(plan: Plan) -> Shape:
 
 
 def levels(plan: Plan) -> list[LevelTable]:
-    """The plan's levels, written out or derived from the dials: merges of branches below, one growth in depth on top."""
+    """The plan's levels, as written or from the dials: merges of branches below, one growth in depth on top."""
     if plan.tree is None:
         return list(plan.level)
     factors = _factors(plan.tree.compact_models, plan.tree.depth)
@@ -73,7 +73,7 @@ def levels(plan: Plan) -> list[LevelTable]:
         near = [n for n in range(2, 4097) if _factors(n, plan.tree.depth)]
         close = sorted(sorted(near, key=lambda n: abs(n - plan.tree.compact_models))[:3])  # type: ignore[union-attr]
         raise BadInput(
-            f"[tree]: {plan.tree.compact_models} compact models do not divide into {plan.tree.depth} levels of two or more",
+            f"[tree]: {plan.tree.compact_models} compact models do not divide into {plan.tree.depth} levels",
             f"Use a number that does, such as {', '.join(map(str, close))}, or another depth",
         )
     *below, top = factors
@@ -82,7 +82,7 @@ def levels(plan: Plan) -> list[LevelTable]:
 
 
 def _factors(number: int, parts: int) -> list[int] | None:
-    """*number* as a product of *parts* factors ≥ 2, as even as possible and the smallest first; None where impossible."""
+    """*number* as *parts* factors ≥ 2, as even as possible, the smallest first; None where impossible."""
     if parts == 1:
         return [number] if number >= 2 else None
     root = round(number ** (1 / parts))
@@ -106,7 +106,7 @@ def build_graph(plan: Plan, train_tokens: int) -> Graph:
 
 
 class _Builder:
-    """Walks the levels from the top down and lists nodes from the bottom up. *path* tells whole trees of one level apart."""
+    """Walks the levels from the top and lists nodes from the bottom. *path* tells whole trees of a level apart."""
 
     def __init__(self, plan: Plan, train_tokens: int) -> None:
         self.plan = plan
@@ -176,7 +176,7 @@ class _Builder:
             shard=(index, table.size) if by_data else (0, 1),
             order_seed=self._seed(path) if by_data else seed,
             start_tokens=self.read[below.name] // (table.size if by_data else 1),
-            **own,
+            **own,  # type: ignore[arg-type]
         )
         name = _name(f"level-{level}-branch-{index + 1}", path)
         return self._add(Node(name, level, "branch", (below.name,), below.shape, seed, train=_whole_steps(spec)))
@@ -271,7 +271,7 @@ class _Builder:
 
 
 def _baseline(plan: Plan, graph: Graph, builder: _Builder) -> Node:
-    """One model of the final size, from scratch, with the FLOPs of the whole tree and the same settings but its own decay."""
+    """One model of the final size, from scratch, with the FLOPs of the whole tree and the same settings."""
     final = graph[graph.final].shape
     shape = final if final.experts == final.members == 1 else shape_for_parameters(final.vocab_size, final.parameters)
     values = {**TRAIN_DEFAULTS, "decay": FINAL_DECAY, **_given(plan.train), **_given(plan.baseline)}

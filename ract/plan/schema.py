@@ -1,4 +1,4 @@
-"""The plan file as types. Strict: an unknown key or a wrong type is one line that names the key and its nearest known one."""
+"""The plan file as types: an unknown key or a wrong type is one line that names the key and its nearest known one."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class BranchTable(StageTable):
     """``branch``: the members of a level are copies of the node below, each trained further on its own."""
 
     vary: list[Literal["data", "seed"]] = ["data"]
-    each: dict[Literal["lr", "weight_decay", "l2_penalty", "batch_tokens", "ema"], list[float]] = Field(
+    each: dict[Literal["lr", "weight_decay", "l2_penalty", "ema"], list[float]] = Field(
         default={}, description="one value per branch, e.g. { lr = [3e-3, 2e-3] }"
     )
 
@@ -115,7 +115,7 @@ class HealTable(StageTable):
 
 
 class LevelTable(Table):
-    """``[[level]]``, bottom-up: *members* models (branches of the node below, or whole trees) or *copies* of one become one."""
+    """``[[level]]``, bottom-up: *members* (branches of the node below, or whole trees) or *copies* become one."""
 
     method: Literal["merge", "stack", "upcycle", "ensemble"]
     members: Count | None = None
@@ -162,7 +162,7 @@ class LevelTable(Table):
 
 
 class TreeTable(Table):
-    """``[tree]``: the dials, where the levels are not written out: how many compact models, and how deep the recursion."""
+    """``[tree]``: the dials instead of written levels: how many compact models, and how deep the recursion."""
 
     compact_models: Count
     depth: Count = 2

@@ -1,0 +1,1 @@
+"""Training: one loop for leaves, branches, healing and baselines."""

@@ -1,4 +1,7 @@
-"""How fast this machine trains: a few real steps at three widths. Run as a process: ``python -m ract.train.calibrate THREADS``."""
+"""How fast this machine trains: a few real steps at three widths.
+
+Run as a process of its own: ``python -m ract.train.calibrate THREADS``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training run: a leaf, a branch, a healing or a baseline. The same loop for all; ``torchrun`` makes it data-parallel.
+"""One training run: a leaf, a branch, a healing or a baseline; data-parallel under ``torchrun``.
 
 A run is a pure function of its model, its spec and its data: batches follow from the step number alone, so a run that
 was killed and started again ends in the same weights as one that was not.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -65,7 +67,7 @@ class TrainingRun:
         valid: np.ndarray | None = None,
         *,
         teachers: Teachers | None = None,
-        work: object = None,
+        work: Path | None = None,
         checkpoint_seconds: float = 20.0,
         report: Report | None = None,
     ) -> None:
@@ -121,7 +123,7 @@ class TrainingRun:
         micro_batches = np.split(batch[self.rows], self._micro_batches())
         total = 0.0
         for number, rows in enumerate(micro_batches, start=1):
-            with self.accelerator.no_sync(self.model) if number < len(micro_batches) else _nothing():
+            with self.accelerator.no_sync(self.model) if number < len(micro_batches) else nullcontext():
                 objective, loss = self._objective(torch.from_numpy(rows).to(self.device))
                 self.accelerator.backward(objective / len(micro_batches))
             total += loss / len(micro_batches)
@@ -230,7 +232,7 @@ class TrainingRun:
     def _save(self) -> None:
         if self.work is None or not self.accelerator.is_main_process:
             return
-        tensors = {f"model|{k}": v for k, v in self.plain.named_parameters()}
+        tensors: dict[str, torch.Tensor] = {f"model|{k}": v for k, v in self.plain.named_parameters()}
         tensors |= {f"optimizer|{k}": v for k, v in optimizer_tensors(self.plain, self.optimizers).items()}
         tensors |= {f"best|{k}": v for k, v in self.best.items()}
         if self.average is not None:
@@ -257,7 +259,3 @@ class TrainingRun:
             for name, parameter in self.average.module.named_parameters():
                 parameter.copy_(parts["average"][name])
             self.average.n_averaged.copy_(tensors["averaged"])
-
-
-def _nothing() -> torch.autograd.grad_mode.set_grad_enabled:
-    return torch.enable_grad()

@@ -1,7 +1,7 @@
 """Mid-run checkpoints that a kill cannot spoil.
 
-A checkpoint is one safetensors file, then a manifest with its size and SHA-256. Only a manifest whose file agrees counts;
-an older valid checkpoint is kept until a newer one is complete.
+A checkpoint is one safetensors file, then a manifest with its size and SHA-256. Only a manifest whose file agrees
+counts; an older valid checkpoint is kept until a newer one is complete.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ract.checkpoint.directory import recover, write_text
 from ract.data.corpus import CorpusSpec
-from ract.data.tokens import Corpus, prepare
+from ract.data.tokens import Corpus, Progress, prepare
 from ract.errors import BadInput, disk_errors
 from ract.locks import held
 from ract.plan.derive import TRAIN_DEFAULTS, build_graph
@@ -61,7 +61,7 @@ def build(
     watcher: Watcher | None = None,
     executor: Callable[[int, Path], Executor] = LocalExecutor,
 ) -> Run:
-    """Run the plan file *plan* in the folder *out* (``runs/<name>`` by default); started again, it goes on where it stopped.
+    """Run the plan file *plan* in the folder *out* (default ``runs/<name>``), from where it stopped if it did.
 
     *workers* nodes are made at a time (default: one per processor, fewer where memory is short). Nodes that exist under
     the same content key are kept, whatever else in the plan has changed.
@@ -76,7 +76,7 @@ def build(
     with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
         with held(run):
-            corpus = prepare_corpus(table, run, watcher)
+            corpus = prepare_corpus(table, run, watcher.data)
             table = with_vocabulary(table, corpus.vocab_size)
             graph = build_graph(table, len(corpus.tokens["train"]))
             keys = node_keys(graph, corpus.digest, table.compact.max_position_embeddings)
@@ -97,7 +97,7 @@ def build(
     return Run(run, table, graph, directories)
 
 
-def prepare_corpus(plan: Plan, run: Path, watcher: Watcher) -> Corpus:
+def prepare_corpus(plan: Plan, run: Path, progress: Progress | None = None) -> Corpus:
     """The plan's text, tokenized below ``run/data``."""
     data = plan.data
     spec = CorpusSpec(
@@ -114,7 +114,7 @@ def prepare_corpus(plan: Plan, run: Path, watcher: Watcher) -> Corpus:
         run / "data",
         vocab_size=plan.tokenizer.vocab_size,
         block_size=plan.train.block_size or TRAIN_DEFAULTS["block_size"],
-        progress=watcher.data,
+        progress=progress,
     )
 
 

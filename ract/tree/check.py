@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Check:
-    """The whole answer. *seconds* is the wall-clock estimate with *workers* processes; *single* the equal-FLOP model."""
+    """The whole answer: *seconds* of wall-clock time with *workers* processes; *single* is the equal-FLOP model."""
 
     name: str
     rows: list[Row]

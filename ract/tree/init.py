@@ -39,7 +39,7 @@ flops = "{flops}"            # for the whole tree: about {minutes} minutes on th
 hidden_size = {hidden}
 num_hidden_layers = {blocks}
 
-[[level]]                     # {members} branches of the leaf, each on its own part of the text, averaged with learned weights
+[[level]]                     # {members} branches of the leaf, each on its own part of the text, averaged by learned α
 method = "merge"
 members = {members}
 branch = {{ vary = ["data"] }}
@@ -51,7 +51,7 @@ copies = {copies}
 heal = {{}}
 
 [baseline]
-enabled = true                # one model of the final size with the same FLOPs, for comparison: turn it off to save half the time
+enabled = true                # one model of the final size with the same FLOPs, to compare with: half of the time
 """
 
 
@@ -81,10 +81,10 @@ def init(
 ) -> Path:
     """Write ``plan.toml`` into *directory* and return its path.
 
-    The final model's weights take at most *target_size* bytes at *precision* (default: as large as the text deserves, at
-    most 20 MB). The budget is what this machine does in about *minutes*, the baseline counted in.
-    Raises BadInput for a target below the smallest model (and says which that is), for data that is not there, and for a
-    plan that exists already.
+    The final model's weights take at most *target_size* bytes at *precision* (default 20 MB).
+    The budget is what this machine does in about *minutes*, the baseline counted in.
+    Raises BadInput for a target below the smallest model (and says which that is), for data that is not there, and
+    for a plan that exists already.
     """
     folder = Path(directory)
     file = folder / "plan.toml"
@@ -151,8 +151,8 @@ def _choices(vocabulary: int) -> list[Choice]:
 
 
 def _name_for(folder: Path) -> str:
-    name = "".join(c if (c.isalnum() and c.isascii()) or c in "._-" else "-" for c in folder.resolve().name).strip("._-")
-    return name or "plan"
+    letters = [c if (c.isalnum() and c.isascii()) or c in "._-" else "-" for c in folder.resolve().name]
+    return "".join(letters).strip("._-") or "plan"
 
 
 def _quoted(text: str) -> str:

@@ -53,8 +53,8 @@ _ADAPTER = TypeAdapter(Job)
 def node_keys(graph: Graph, corpus_digest: str, max_position_embeddings: int) -> dict[str, str]:
     """Name → content key of every node: a hash of how it is made, from what, and on which data.
 
-    Two plans that agree on a node agree on its key; a change in the plan changes the keys of the nodes it touches and of
-    everything above them, and no others.
+    Two plans that agree on a node agree on its key; a change in the plan changes the keys of the nodes it touches and
+    of everything above them, and no others.
     """
     keys: dict[str, str] = {}
     for node in graph:

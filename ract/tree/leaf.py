@@ -10,7 +10,7 @@ from pathlib import Path
 from ract.errors import BadInput
 from ract.plan.derive import build_graph
 from ract.plan.schema import BaselineTable, load_plan
-from ract.tree.build import Watcher, prepare_corpus, with_vocabulary
+from ract.tree.build import prepare_corpus, with_vocabulary
 from ract.tree.job import Job, node_keys
 from ract.tree.machine import check_memory, processors
 
@@ -34,9 +34,7 @@ def train(
     table = load_plan(plan).model_copy(update={"level": [], "tree": None, "baseline": BaselineTable(enabled=False)})
     work = target.absolute().parent / f".{target.name}.work"
     work.mkdir(parents=True, exist_ok=True)
-    watcher = Watcher()
-    watcher.data = report or watcher.data  # type: ignore[method-assign]
-    corpus = prepare_corpus(table, work, watcher)
+    corpus = prepare_corpus(table, work, report)
     table = with_vocabulary(table, corpus.vocab_size)
     graph = build_graph(table, len(corpus.tokens["train"]))
     check_memory(graph)

@@ -139,6 +139,6 @@ def _why_it_died(node: str, code: int, log: Path) -> tuple[str, str]:
     if code == -signal.SIGKILL:
         return (
             f"the process making {node} was killed",
-            "If memory ran out, use fewer --workers or a smaller micro_batch_tokens; the same command goes on where it stopped",
+            "If memory ran out, use fewer --workers or a smaller micro_batch_tokens, then run the same command again",
         )
     return f"the process making {node} ended with code {code}", f"See {log}; the same command goes on where it stopped"

@@ -1,4 +1,4 @@
-"""What this machine can do: how many nodes at a time, with how many threads, and how fast (measured once, then cached)."""
+"""What this machine can do: how many nodes at a time, with how many threads, and how fast (measured once)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_memory(graph: Graph) -> None:
     need = memory_of(graph, worst)
     if memory is not None and need > memory:
         raise BadInput(
-            f"making {worst.name} ({worst.shape.parameters / 1e6:,.0f} M parameters, {worst.shape.num_hidden_layers} blocks) "
+            f"making {worst.name} ({worst.shape.parameters / 1e6:,.0f} M parameters) "
             f"needs about {need / 1e9:.0f} GB of memory and this machine has {memory / 1e9:.0f} GB",
             "Use fewer or smaller compact models, less depth, or a smaller micro_batch_tokens",
         )
