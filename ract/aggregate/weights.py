@@ -285,7 +285,7 @@ def _groups(model: PreTrainedModel, path: Path, per: Per) -> tuple[dict[str, str
     if per == "model":
         return dict.fromkeys(names, "model"), None
     shape, disk = anatomy(path), saved_names(model)
-    saved = {name: disk[name] or (shape.aliases[name],) for name in names}
+    saved = {name: disk[name] or (shape.aliases.get(name, name),) for name in names}
     groups = {name: shape.group(saved[name][0]) if per == "layer" else name for name in names}
     by_saved = {one: groups[name] for name in names for one in saved[name]}
     with TensorReader.of(open_model(path)) as reader:
