@@ -30,8 +30,9 @@ def representative(child: Child) -> ModelDirectory:
 def collapse(recipe: Recipe, children: Sequence[Child]) -> tuple[Recipe, list[ModelDirectory]]:
     """The recipe over the distinct leaves below *children* that equals *recipe* over the children, and those leaves.
 
-    Coefficients multiply along a path, and add where paths end in the same leaf; α becomes the leaves' coefficients. The result is more exact than level by
-    level, which rounds every level. Raises RactError where a level takes part of a tensor that is not linear.
+    Coefficients multiply along a path, and add where paths end in the same leaf; α becomes the leaves' coefficients.
+    The result is more exact than level by level, which rounds at every level. Raises RactError where a level takes part
+    of a tensor that is not linear.
     """
     plain = [child for child in children if isinstance(child, ModelDirectory)]
     if len(plain) == len(children):

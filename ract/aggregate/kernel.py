@@ -1,8 +1,8 @@
 """``Σ wᵢ xᵢ`` on a chunk that fits the processor's cache: fp64 accumulation, one rounding.
 
-The result is ``(Σ wᵢ · xᵢ.double()).to(dtype)`` to the last bit. fp32 accumulation would meet that most of the time only,
-and three equal children at 1/3 would not give the child back. On chunks in cache fp64 still is as fast as the data
-arrives (measured: 10 GB/s of fp32 input a thread, against 8 GB/s from the page cache).
+The result is ``(Σ wᵢ · xᵢ.double()).to(dtype)`` to the last bit. fp32 accumulation would meet that in part, and three
+equal children at 1/3 would not give the child back. On chunks in cache fp64 still is as fast as the data arrives
+(measured: 10 GB/s of fp32 input a thread, against 8 GB/s from the page cache).
 """
 
 from __future__ import annotations
