@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 import transformers
 from transformers import PreTrainedModel
+
+from ract.model.live import model_class
 
 SIZE: dict[str, Any] = {
     "vocab_size": 96,
@@ -21,15 +24,13 @@ SIZE: dict[str, Any] = {
 GROUPED = {**SIZE, "num_key_value_heads": 2, "head_dim": 8}
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 LABELS = {"num_labels": 3}
+GPT2 = {"vocab_size": 96, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, **TOKENS}
+DISTILBERT = {"vocab_size": 96, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
+MODERNBERT = {**SIZE, **TOKENS, "cls_token_id": 1, "sep_token_id": 2}
 T5 = {
-    "vocab_size": 96,
-    "d_model": 16,
-    "d_kv": 8,
-    "d_ff": 24,
-    "num_layers": 2,
-    "num_heads": 4,
+    "vocab_size": 96, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 4,
     "decoder_start_token_id": 0,
-}
+}  # fmt: skip
 BART = {
     "vocab_size": 96, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 64,
@@ -38,7 +39,7 @@ BART = {
 
 # name → (class, config class, fields)
 ZOO: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "GPT-2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": 96, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, **TOKENS}),
+    "GPT-2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "GPT-NeoX": ("GPTNeoXForCausalLM", "GPTNeoXConfig", SIZE),
     "OPT": ("OPTForCausalLM", "OPTConfig", {**SIZE, "ffn_dim": 24, "word_embed_proj_dim": 16}),
     "Llama": ("LlamaForCausalLM", "LlamaConfig", GROUPED),
@@ -56,8 +57,8 @@ ZOO: dict[str, tuple[str, str, dict[str, Any]]] = {
     "BERT, classification": ("BertForSequenceClassification", "BertConfig", {**SIZE, **LABELS}),
     "RoBERTa": ("RobertaForMaskedLM", "RobertaConfig", SIZE),
     "RoBERTa, classification": ("RobertaForSequenceClassification", "RobertaConfig", {**SIZE, **LABELS}),
-    "DistilBERT": ("DistilBertForMaskedLM", "DistilBertConfig", {"vocab_size": 96, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}),
-    "ModernBERT": ("ModernBertForMaskedLM", "ModernBertConfig", {**SIZE, **TOKENS, "cls_token_id": 1, "sep_token_id": 2}),
+    "DistilBERT": ("DistilBertForMaskedLM", "DistilBertConfig", DISTILBERT),
+    "ModernBERT": ("ModernBertForMaskedLM", "ModernBertConfig", MODERNBERT),
     "ALBERT": ("AlbertForMaskedLM", "AlbertConfig", {**SIZE, "embedding_size": 8}),
     "T5": ("T5ForConditionalGeneration", "T5Config", T5),
     "T5, gated": ("T5ForConditionalGeneration", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"}),
@@ -67,13 +68,13 @@ ZOO: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def pico(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """The *name* of the zoo with weights drawn from *seed*: all of them, norms and biases too, so that none is neutral."""
+    """The *name* of the zoo with weights drawn from *seed*, norms and biases too, so that no tensor is neutral."""
     model_class, config_class, fields = ZOO[name]
     config = getattr(transformers, config_class)(**{**fields, **changes})
     torch.manual_seed(seed)
     model = getattr(transformers, model_class)(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in (p for p in model.parameters() if p.requires_grad):  # not Marian's sinusoids
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
@@ -105,10 +106,6 @@ def output(model: PreTrainedModel, given: dict[str, torch.Tensor] | None = None)
 
 def load(path: Path) -> PreTrainedModel:
     """The model at *path*, with not one tensor missing, left over or of another shape."""
-    import json
-
-    from ract.model.live import model_class
-
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     model, info = model_class(config).from_pretrained(
         path, dtype="auto", local_files_only=True, output_loading_info=True

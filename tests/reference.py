@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from ract.aggregate.recipe import Recipe
@@ -32,4 +32,7 @@ def execute(recipe: Recipe, children: Sequence[ModelDirectory], out: Path) -> Pa
     out.mkdir(parents=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(recipe.config), encoding="utf-8")
+    generation = children[0].path / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, out / generation.name)
     return out

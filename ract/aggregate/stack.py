@@ -1,10 +1,10 @@
 """Stack: blocks of the children on top of each other, a deeper model.
 
 Depth growth by whole blocks, ``0 … L−1`` repeated, after "Stacking Your Transformers" (Du et al. 2024,
-arXiv:2405.15319). Block *k* of the parent is the child's block, bit for bit; what stands outside the blocks
-(embeddings, norms, head and T5's relative attention bias, which its first block holds for all) is blended by α. Works for decoders,
-encoders and either or both sides of an encoder-decoder. In models that share blocks (ALBERT) the groups of blocks are
-stacked, and each runs as often as before.
+arXiv:2405.15319). Block *k* of the parent is the child's block, bit for bit. What stands outside the blocks is blended
+by α: embeddings, norms, head, and T5's relative attention bias, which its first block holds for all. Works for
+decoders, encoders and either or both sides of an encoder-decoder. In models that share blocks (ALBERT) the groups of
+blocks are stacked, and each runs as often as before.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where an architecture keeps its parts: read from the live model, for any architecture ``transformers`` can build.
 
 The model is built from its config on the meta device (:mod:`ract.model.live`). Stacks of blocks are module lists,
-counted by the config field they grow with (:mod:`ract.model.stacks`); embeddings, norms and heads are known by class and by
-``get_input_embeddings`` and ``get_output_embeddings``; tied tensors by the declared ties and by shared storage.
+counted by the config field they grow with (:mod:`ract.model.stacks`). Embeddings, norms and heads are known by class
+and by ``get_input_embeddings`` and ``get_output_embeddings``; tied tensors by the declared ties and by shared storage.
 All names are those on disk.
 """
 

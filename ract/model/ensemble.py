@@ -10,6 +10,7 @@ Members run one after the other. Running equally shaped members as one batch (``
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,7 +47,7 @@ MODES = ("logits", "probabilities")
 _SHARED_FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
     "is_encoder_decoder", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
-    "forced_bos_token_id", "forced_eos_token_id", "id2label", "label2id", "problem_type",
+    "id2label", "label2id", "problem_type",
 )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ class EnsembleConfig(PretrainedConfig):
     ) -> None:
         self.members = [dict(member) for member in members or ()]
         count = len(self.members)
-        self.weights = [float(w) for w in weights] if weights is not None else [1.0 / count] * count
+        self.weights = [float(w) for w in weights] if weights is not None else [1.0 / max(count, 1)] * count
         self.mode = mode
         if len(self.weights) != count:
             raise BadInput(
@@ -155,6 +156,12 @@ class _Ensemble(PreTrainedModel):
 
 
 class _Generating(_Ensemble, GenerationMixin):
+    def __init__(self, config: EnsembleConfig) -> None:
+        super().__init__(config)
+        # The first member knows what its own config class says about generation (forced tokens, start tokens).
+        self.generation_config = copy.deepcopy(self._members()[0].generation_config)
+        self.generation_config._from_model_config = False
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
