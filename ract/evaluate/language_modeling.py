@@ -59,8 +59,9 @@ def evaluate(
     model.eval()
     for batch in evaluation_batches(tokens, block_size, batch_size, limit_tokens):
         windows = torch.from_numpy(batch).to(device)
-        targets = windows[:, 1:]
-        logits = model(input_ids=windows[:, :-1], use_cache=False).logits
+        inputs, targets = windows[:, :-1], windows[:, 1:]
+        # Without a mask, transformers takes a token that happens to be the padding token for padding, and warns.
+        logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         counted = torch.ones_like(nats, dtype=torch.bool) if separator is None else targets.flatten() != separator
         total += nats[counted].double().sum().item()

@@ -122,7 +122,7 @@ def _round(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> tuple
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompt = torch.arange(prompt_tokens)[None] % vocabulary  # which tokens they are makes no difference to the time
     begin = time.perf_counter()
-    out = model(input_ids=prompt, use_cache=True)
+    out = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), use_cache=True)
     middle = time.perf_counter()
     for _ in range(new_tokens):
         token = out.logits[:, -1:].argmax(-1)

@@ -71,11 +71,12 @@ class TextGenerator:
         return Sampler(temperature, top_p, top_k, torch.Generator(self.device).manual_seed(seed))
 
     @torch.inference_mode()
-    def _next_logits(self, numbers: list[int], cache: object) -> tuple[torch.Tensor, object]:
-        """Logits ``(1, vocab)`` after *numbers*, which follow what *cache* holds, and the cache with them added."""
+    def _next_logits(self, numbers: list[int], seen: int, cache: object) -> tuple[torch.Tensor, object]:
+        """Logits ``(1, vocab)`` after *numbers*, which follow the *seen* tokens in *cache*, and the new cache."""
         keep = {"logits_to_keep": 1} if self._keeps_logits else {}
         tokens = torch.tensor([numbers], device=self.device)
-        out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **keep)
+        mask = torch.ones(1, seen + len(numbers), dtype=torch.long, device=self.device)
+        out = self.model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **keep)
         return out.logits[:, -1].float(), out.past_key_values
 
     def _pieces(self, numbers: list[int], sampler: Sampler, max_new_tokens: int) -> Iterator[str]:
@@ -85,7 +86,7 @@ class TextGenerator:
         for _ in range(max_new_tokens):
             if self.positions is not None and seen + len(fresh) > self.positions:
                 cache, seen, fresh = None, 0, text.numbers[-max(1, self.positions // 2) :]
-            logits, cache = self._next_logits(fresh, cache)
+            logits, cache = self._next_logits(fresh, seen, cache)
             seen += len(fresh)
             number = sampler(logits)
             if number in self.ends:
