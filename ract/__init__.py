@@ -13,6 +13,12 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "aggregate": "ract.aggregate.run",
+    "build": "ract.tree.build",
+    "check": "ract.tree.check",
+    "evaluate": "ract.evaluate.language_modeling:evaluate_directory",
+    "generate": "ract.runtime.generate",
+    "init": "ract.tree.init",
+    "train": "ract.tree.leaf",
 }
 
 __all__ = ["__version__", *sorted(_HOME_OF)]
@@ -21,7 +27,8 @@ __all__ = ["__version__", *sorted(_HOME_OF)]
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'ract' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    module, _, function = _HOME_OF[name].partition(":")
+    return getattr(importlib.import_module(module), function or name)
 
 
 def __dir__() -> list[str]:

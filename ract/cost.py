@@ -160,14 +160,17 @@ def shape_for_parameters(vocab_size: int, parameters: int, num_hidden_layers: in
             f"{parameters:,} parameters are too few: "
             f"with a vocabulary of {vocab_size} the smallest model has {smallest.parameters:,}"
         )
-    widths = [*range(32, 512, 32), *range(512, 8193, 64)]
-    shapes = [
-        derive_shape(vocab_size, hidden, depth)
-        for hidden in widths
-        for depth in ([num_hidden_layers] if num_hidden_layers else range(2, hidden // _NARROWEST + 2))
-        if num_hidden_layers or hidden <= depth * _WIDEST
-    ]
-    return max((s for s in [smallest, *shapes] if s.parameters <= parameters), key=lambda s: s.parameters)
+    best = smallest
+    for hidden in [*range(32, 512, 32), *range(512, 8193, 64)]:
+        if num_hidden_layers is not None:
+            depths = range(num_hidden_layers, num_hidden_layers + 1)
+        else:
+            depths = range(max(2, -(-hidden // _WIDEST)), hidden // _NARROWEST + 2)
+        if derive_shape(vocab_size, hidden, depths[0]).parameters > parameters:
+            break
+        fitting = (shape for d in depths if (shape := derive_shape(vocab_size, hidden, d)).parameters <= parameters)
+        best = max([best, *fitting], key=lambda shape: shape.parameters)
+    return best
 
 
 def machine_memory_bytes() -> int | None:

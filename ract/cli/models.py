@@ -95,7 +95,8 @@ def aggregate_command(
         return
     need = result.estimate
     print(
-        f"reads {show_size(need.bytes_read)}, writes {show_size(need.bytes_written)}, needs {show_size(need.disk_needed)}"
+        f"reads {show_size(need.bytes_read)}, writes {show_size(need.bytes_written)}, needs "
+        f"{show_size(need.disk_needed)}"
         f" of disk and at most {show_size(need.peak_memory)} of memory above the process"
     )
     if result.path is None:
@@ -126,7 +127,8 @@ def _print_learned(learned: Any) -> None:
     if learned.held_out_loss is not None:
         children = ", ".join(f"{loss:.4f}" for loss in learned.held_out_children)
         print(
-            f"on data no choice saw: {learned.held_out_loss:.4f}; uniform {learned.held_out_uniform:.4f}; each {children}"
+            f"on data no choice saw: {learned.held_out_loss:.4f}; uniform {learned.held_out_uniform:.4f}; "
+            f"each {children}"
         )
 
 

@@ -19,7 +19,7 @@ Workers = Annotated[
 
 @app.command("init")
 def init_command(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write plan.toml.")] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write plan.toml.")] = Path(),
     data: Annotated[
         list[str] | None,
         typer.Option("--data", metavar="SOURCE", help="Text: a file, a glob, a folder, hf:NAME or stdlib. Repeatable."),
@@ -115,6 +115,9 @@ def build_command(
         Path | None, typer.Option("-o", "--out", metavar="RUN", help="The folder of the run (default: runs/NAME).")
     ] = None,
     workers: Workers = None,
+    checkpoint_seconds: Annotated[
+        float, typer.Option("--checkpoint-seconds", min=0.0, help="How often a training run is saved.")
+    ] = 20.0,
     as_json: Json = False,
 ) -> None:
     """Run a plan's recursion; started again, it goes on where it stopped."""
@@ -123,7 +126,7 @@ def build_command(
     from ract.tree.build import build
 
     with BuildDisplay() as display:
-        run = build(plan, out, workers=workers, watcher=display)
+        run = build(plan, out, workers=workers, checkpoint_seconds=checkpoint_seconds, watcher=display)
         display.note_report()
         record = write_report(run)
     if as_json:

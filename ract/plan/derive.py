@@ -7,6 +7,7 @@ an unchanged learning rate; the learning rate decays once, at the end of the las
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from ract.cost import Shape, derive_shape, shape_for_parameters
@@ -26,12 +27,14 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "grad_clip": 1.0,
     "ema": 0.0,
     "patience": 3,
-    "evaluations": 10,
+    "evaluations": 0,  # none given: as often as is cheap
     "precision": "auto",
 }
 FINAL_DECAY = 0.4
 WEIGHTS_TOKENS = 16_384
 TOKENS_PER_PARAMETER = 20
+# The valid loss is measured at most so often in a run, and once in so many tokens, so that it costs a small share.
+_EVALUATIONS, _TOKENS_PER_EVALUATION = 10, 65_536
 
 # How stages without a length of their own share a budget of FLOPs: the cheap small models first, most for the last one.
 _SHARE = {"leaf": 3.0, "branch": 2.0, "heal": 2.0, "last": 13.0}
@@ -70,8 +73,9 @@ def levels(plan: Plan) -> list[LevelTable]:
         return list(plan.level)
     factors = _factors(plan.tree.compact_models, plan.tree.depth)
     if factors is None:
-        near = [n for n in range(2, 4097) if _factors(n, plan.tree.depth)]
-        close = sorted(sorted(near, key=lambda n: abs(n - plan.tree.compact_models))[:3])  # type: ignore[union-attr]
+        asked, depth = plan.tree.compact_models, plan.tree.depth
+        near = sorted(range(2, asked + 2 ** (depth + 1)), key=lambda n: abs(n - asked))
+        close = sorted(islice((n for n in near if _factors(n, depth)), 3))
         raise BadInput(
             f"[tree]: {plan.tree.compact_models} compact models do not divide into {plan.tree.depth} levels",
             f"Use a number that does, such as {', '.join(map(str, close))}, or another depth",
@@ -296,11 +300,13 @@ def _whole_steps(spec: TrainSpec) -> TrainSpec:
     micro = max(1, min(windows, spec.micro_batch_tokens // spec.block_size))
     micro = next(m for m in range(micro, 0, -1) if windows % m == 0)
     batch = windows * spec.block_size
+    tokens = max(1, round(spec.tokens / batch)) * batch
     return replace(
         spec,
         batch_tokens=batch,
         micro_batch_tokens=micro * spec.block_size,
-        tokens=max(1, round(spec.tokens / batch)) * batch,
+        tokens=tokens,
+        evaluations=spec.evaluations or min(_EVALUATIONS, max(1, tokens // _TOKENS_PER_EVALUATION)),
     )
 
 

@@ -28,8 +28,6 @@ from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimi
 from ract.train.state import Progress, load_checkpoint, save_checkpoint
 
 VALID_TOKENS = 16_384
-# One in-run measurement of the valid loss per at least this many training tokens, so that it costs a small share.
-_TOKENS_PER_EVALUATION = 65_536
 
 Report = Callable[[str, int, int], None]
 
@@ -94,7 +92,7 @@ class TrainingRun:
         self.model.train()
         saved, started, before = time.monotonic(), time.monotonic(), self.progress.seconds
         while self.progress.step < self.spec.steps and not self.progress.stopped_early:
-            loss = self._step(self.progress.step)
+            loss = self.step(self.progress.step)
             self.progress.step += 1
             self.progress.seconds = before + time.monotonic() - started
             if self.progress.step % self._interval() == 0 or self.progress.step == self.spec.steps:
@@ -107,7 +105,7 @@ class TrainingRun:
         self._keep_what_is_best()
         return Outcome(self.progress, self.progress.step * self.spec.batch_tokens)
 
-    def _step(self, step: int) -> float:
+    def step(self, step: int) -> float:
         """One optimizer step; the mean training loss in nats per token."""
         spec = self.spec
         lr = spec.lr * wsd_multiplier(step, spec.steps, spec.warmup, spec.decay)
@@ -208,9 +206,7 @@ class TrainingRun:
 
     def _interval(self) -> int:
         """Steps between evaluations."""
-        by_count = self.spec.steps / self.spec.evaluations
-        by_tokens = _TOKENS_PER_EVALUATION / self.spec.batch_tokens
-        return max(1, round(max(by_count, by_tokens)))
+        return max(1, round(self.spec.steps / self.spec.evaluations))
 
     def _micro_batches(self) -> int:
         return max(1, len(self.rows) * self.spec.block_size // self.spec.micro_batch_tokens)

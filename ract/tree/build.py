@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ract.checkpoint.directory import recover, write_text
@@ -15,7 +15,7 @@ from ract.locks import held
 from ract.plan.derive import TRAIN_DEFAULTS, build_graph
 from ract.plan.graph import Graph
 from ract.plan.schema import Plan, load_plan
-from ract.tree.job import Job, is_finished, node_directory, node_keys
+from ract.tree.job import CHECKPOINT_SECONDS, Job, is_finished, node_directory, node_keys
 from ract.tree.local import Executor, LocalExecutor
 
 
@@ -58,13 +58,15 @@ def build(
     out: str | Path | None = None,
     *,
     workers: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     watcher: Watcher | None = None,
     executor: Callable[[int, Path], Executor] = LocalExecutor,
 ) -> Run:
     """Run the plan file *plan* in the folder *out* (default ``runs/<name>``), from where it stopped if it did.
 
     *workers* nodes are made at a time (default: one per processor, fewer where memory is short). Nodes that exist under
-    the same content key are kept, whatever else in the plan has changed.
+    the same content key are kept, whatever else in the plan has changed. A training run is saved every
+    *checkpoint_seconds*.
 
     Raises BadInput for a wrong plan or wrong data, RactError when a node fails; what was finished before stays.
     """
@@ -82,7 +84,10 @@ def build(
             keys = node_keys(graph, corpus.digest, table.compact.max_position_embeddings)
             directories = {node.name: node_directory(run, node.name, keys[node.name]) for node in graph}
             count = worker_count(graph, workers)
-            jobs = _jobs(table, run, graph, keys, directories, corpus, count)
+            jobs = {
+                name: replace(job, checkpoint_seconds=checkpoint_seconds)
+                for name, job in _jobs(table, run, graph, keys, directories, corpus, count).items()
+            }
             recover(run / "nodes")
             missing = [name for name in jobs if not is_finished(directories[name], keys[name])]
             watcher.started(graph, {n: graph.own_flops(n) for n in missing}, len(jobs) - len(missing))

@@ -15,6 +15,7 @@ from ract.plan.graph import Graph, Node
 
 # Raised when the same inputs would no longer give the same weights, so that old nodes are not taken for new ones.
 FORMAT = 1
+CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Job:
     threads: int
     max_position_embeddings: int
     test_tokens: int
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     parents: Mapping[str, str] = field(default_factory=dict)
     teachers: tuple[str, ...] = ()
     total_flops: float = 0.0

@@ -110,7 +110,8 @@ class _Worker:
                 env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
                 start_new_session=True,  # a Ctrl-C reaches the build alone, which then ends its workers in order
             )
-        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, args=(events,), daemon=True)
+        self.listener.start()
 
     def send(self, job: Job) -> None:
         assert self.process.stdin is not None
@@ -127,11 +128,13 @@ class _Worker:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        self.listener.join()
 
     def _listen(self, events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            events.put((self, json.loads(line)))
+        with self.process.stdout as answers:
+            for line in answers:
+                events.put((self, json.loads(line)))
         events.put((self, {"event": "died", "code": self.process.wait()}))
 
 

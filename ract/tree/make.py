@@ -114,6 +114,7 @@ def _training_run(job: Job, model: PreTrainedModel, corpus: Corpus, report: Repo
         corpus.tokens["valid"],
         teachers=Teachers([_load(Path(t)) for t in job.teachers], _alpha_of(job)),
         work=Path(job.work),
+        checkpoint_seconds=job.checkpoint_seconds,
         report=report,
     )
 
