@@ -1,12 +1,16 @@
-"""α as the engine needs it: uniform, given, or learned on held-out batches; and the batches themselves."""
+"""α as the engine needs it: uniform, given, or learned on held-out batches; and the batches themselves.
+
+Importing this does not load ``transformers``: a merge with α that is known needs none of it.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ract.aggregate.weights import given, uniform
 from ract.checkpoint.directory import ModelDirectory
 from ract.errors import BadInput
 
@@ -17,18 +21,54 @@ if TYPE_CHECKING:
 Alpha = list[float] | dict[str, list[float]]
 Asked = str | Sequence[float] | Mapping[str, Sequence[float]]
 Batches = Sequence[Mapping[str, Any]]
+_TOLERANCE = 1e-6
 
 
-def held_out_batches(data: Sequence[str] | Batches | None, task: str, model: ModelDirectory) -> tuple[Batches, Batches]:
+def uniform(n: int) -> list[float]:
+    """``1/n`` for each of *n* children."""
+    return [1.0 / n] * n
+
+
+def given(weights: str | Sequence[float], n: int, normalize: bool = False, affine: bool = False) -> list[float]:
+    """The user's α for *n* children, from ``".6,.4"`` or a list.
+
+    Raises BadInput: not numbers, not finite, not *n* of them, negative (unless *affine*), a sum that is zero, or a sum
+    off 1 by more than 1e-6 (unless *normalize*, which divides by it).
+    """
+    parts = re.split(r"[,\s]+", weights.strip(" ,")) if isinstance(weights, str) else weights
+    try:
+        alpha = [float(part) for part in parts]
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"weights {weights!r} are not numbers", "Write them like .6,.4") from error
+    if len(alpha) != n:
+        raise BadInput(f"{len(alpha)} weights were given for {n} models", "Give one weight per model")
+    if not all(math.isfinite(a) for a in alpha):
+        raise BadInput(f"weights {alpha} are not all finite", "Write them like .6,.4")
+    if not affine and min(alpha) < 0:
+        raise BadInput(f"weight {min(alpha):g} is negative", "Give --affine if weights below zero are meant")
+    total = math.fsum(alpha)
+    if abs(total) <= _TOLERANCE:
+        raise BadInput(f"weights {alpha} sum to zero", "They must sum to 1")
+    if abs(total - 1.0) <= _TOLERANCE:
+        return alpha
+    if not normalize:
+        raise BadInput(f"weights {alpha} sum to {total:g}, not 1", "Give --normalize to divide them by their sum")
+    return [a / total for a in alpha]
+
+
+def held_out_batches(
+    data: Sequence[str] | Batches | None, task: str, model: ModelDirectory, limit: int | None = None
+) -> tuple[Batches, Batches]:
     """Batches to choose by, and a third of them that no choice sees (none where there are fewer than three).
 
-    *data* is batches already, or files for *task*, read with the tokenizer of *model*.
+    *data* is batches already, or files for *task*, read with the tokenizer of *model*; at most *limit* are taken.
     """
     batches: list[Any] = list(data or ())
     if batches and all(isinstance(one, (str, Path)) for one in batches):
         from ract.data.heldout import load_batches
 
-        batches = load_batches(model.path, task, [str(one) for one in batches])
+        batches = load_batches(model.path, task, [str(one) for one in batches], limit=limit)
+    batches = batches[:limit]
     if len(batches) < 3:
         return batches, []
     return [batch for number, batch in enumerate(batches) if number % 3 != 2], batches[2::3]
@@ -43,7 +83,7 @@ def resolve(
 ) -> Alpha:
     """Uniform or given α, one number per child or ``{group: α}``, summing to 1 to the last bit.
 
-    Raises BadInput as :func:`ract.aggregate.weights.given` does.
+    Raises BadInput as :func:`given` does.
     """
     count = len(children)
     if isinstance(asked, Mapping):

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from ract.aggregate import merge
+from ract.aggregate.alpha import given, uniform
 from ract.aggregate.collapse import Child, Nested, representative
 from ract.aggregate.engine import companion_files
-from ract.aggregate.weights import given, uniform
 from ract.checkpoint.directory import ModelDirectory, open_model, read_json
 from ract.checkpoint.tensors import DTYPES
 from ract.checkpoint.tokenizers import tokenizer_difference

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from ract.aggregate.alpha import given, uniform  # noqa: F401 - α of every kind can be had from here
 from ract.aggregate.loaded import Batch, Parameters, Progress, load, loss_of, mean_loss, parameters, same_shapes
 from ract.checkpoint.directory import open_model
 from ract.checkpoint.tensors import TensorReader
@@ -29,39 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Per = Literal["model", "layer", "tensor"]
-_TOLERANCE = 1e-6
-
-
-def uniform(n: int) -> list[float]:
-    """``1/n`` for each of *n* children."""
-    return [1.0 / n] * n
-
-
-def given(weights: str | Sequence[float], n: int, normalize: bool = False, affine: bool = False) -> list[float]:
-    """The user's α for *n* children, from ``".6,.4"`` or a list.
-
-    Raises BadInput: not numbers, not finite, not *n* of them, negative (unless *affine*), a sum that is zero, or a sum
-    off 1 by more than 1e-6 (unless *normalize*, which divides by it).
-    """
-    parts = re.split(r"[,\s]+", weights.strip(" ,")) if isinstance(weights, str) else weights
-    try:
-        alpha = [float(part) for part in parts]
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"weights {weights!r} are not numbers", "Write them like .6,.4") from error
-    if len(alpha) != n:
-        raise BadInput(f"{len(alpha)} weights were given for {n} models", "Give one weight per model")
-    if not all(math.isfinite(a) for a in alpha):
-        raise BadInput(f"weights {alpha} are not all finite", "Write them like .6,.4")
-    if not affine and min(alpha) < 0:
-        raise BadInput(f"weight {min(alpha):g} is negative", "Give --affine if weights below zero are meant")
-    total = math.fsum(alpha)
-    if abs(total) <= _TOLERANCE:
-        raise BadInput(f"weights {alpha} sum to zero", "They must sum to 1")
-    if abs(total - 1.0) <= _TOLERANCE:
-        return alpha
-    if not normalize:
-        raise BadInput(f"weights {alpha} sum to {total:g}, not 1", "Give --normalize to divide them by their sum")
-    return [a / total for a in alpha]
 
 
 def project_to_simplex(v: torch.Tensor, affine: bool = False) -> torch.Tensor:
