@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ract.aggregate.activations import match_activations
 from ract.aggregate.align import align, exact_kinds, match_weights
-from ract.aggregate.loaded import parameters
+from ract.aggregate.loaded import between, mean_loss, parameters
 from ract.aggregate.permutation import KINDS, symmetries
 from ract.checkpoint.directory import open_model, verify_files
 from ract.errors import BadInput
@@ -88,3 +89,33 @@ def test_refusals_say_why(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="exists already"):
         align(first, first, first)
     assert not (tmp_path / "out").exists()
+
+
+def test_units_are_told_by_what_they_do(tmp_path: Path) -> None:
+    model, permuted = pico("Qwen3"), pico("Qwen3")
+    shape = anatomy(model.config.to_dict() | {"architectures": ["Qwen3ForCausalLM"]})
+    allowed, own = symmetries(model, shape), parameters(model)
+    generator = torch.Generator().manual_seed(0)
+    drawn = {g: index for kind in KINDS for g, index in allowed.random(kind, generator).items()}
+    permuted.load_state_dict(allowed.apply(own, drawn), strict=False)
+    tokens = torch.randint(3, 90, (8, 32), generator=generator)
+    found = match_activations(model, permuted, shape, allowed, [{"input_ids": tokens}])
+    assert {g: drawn[g][index].tolist() for g, index in found.items()} == {
+        g: list(range(size)) for g, size in allowed.sizes.items()
+    }
+
+
+def test_with_data_the_better_of_both_matchings_is_taken(tmp_path: Path) -> None:
+    first, second = children(tmp_path, "GPT-2")
+    tokens = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": tokens, "labels": tokens}]
+    halfway = {
+        name: mean_loss(load(first), batches, between(parameters(load(first)), parameters(load(path)), 0.5))
+        for name, path in {
+            "weights": align(first, second, tmp_path / "by_weights"),
+            "best": align(first, second, tmp_path / "by_both", batches=batches),
+        }.items()
+    }
+    assert halfway["best"] <= halfway["weights"]
+    lineage = open_model(tmp_path / "by_both").lineage
+    assert lineage is not None and lineage.plan["matched_by"] in ("weights", "activations")

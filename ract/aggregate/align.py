@@ -13,14 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from ract.aggregate.activations import match_activations
 from ract.aggregate.engine import companion_files
 from ract.aggregate.inputs import same_tokenizers
-from ract.aggregate.loaded import Parameters, Progress, load, parameters, probe, quiet, same_shapes
-from ract.aggregate.permutation import KINDS, RESIDUAL, Permutation, Symmetries, symmetries
+from ract.aggregate.loaded import (
+    Batch,
+    Parameters,
+    Progress,
+    between,
+    load,
+    mean_loss,
+    parameters,
+    probe,
+    quiet,
+    same_shapes,
+)
+from ract.aggregate.permutation import KINDS, RESIDUAL, Permutation, Symmetries, best_assignment, symmetries
 from ract.checkpoint.directory import open_model, publish, write_lineage
 from ract.checkpoint.lineage import Cost, Lineage, Parent, content_hash, read_lineage
 from ract.errors import BadInput, RactError
@@ -32,11 +43,12 @@ _TOLERANCE = 1e-4  # of the largest output, in fp32: a wrong permutation is off 
 
 @dataclass(frozen=True)
 class Alignment:
-    """*parameters* are the other model's, permuted; *kinds* what was permuted; distances are to the reference, as
-    ``‖θ − θ_reference‖ / ‖θ_reference‖`` over all parameters."""
+    """*parameters* are the other model's, permuted; *kinds* what was permuted, *by* what units were matched (weights or
+    activations); distances are to the reference, as ``‖θ − θ_reference‖ / ‖θ_reference‖`` over all parameters."""
 
     parameters: Parameters
     kinds: tuple[str, ...]
+    by: str
     distance_before: float
     distance_after: float
 
@@ -46,6 +58,7 @@ def align(
     other: Path,
     out: Path,
     *,
+    batches: Sequence[Batch] = (),
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     force: bool = False,
@@ -54,14 +67,16 @@ def align(
     """Write *other*, permuted towards *reference*, as the model directory *out*; it computes what *other* does.
 
     Feed-forward neurons, attention heads and hidden units are permuted where the architecture allows it exactly (each
-    of *kinds* is tried on the model first). Both models are held in memory, as is one fp32 copy of each.
+    of *kinds* is tried on the model first). Units are matched by their weights and, where there are *batches* (with
+    labels), also by their activations; the matching whose midpoint with *reference* has the lower loss is taken. Both
+    models are held in memory, as is one fp32 copy of each.
 
     Raises BadInput: models of different shapes, or *out* exists and *force* is not given; RactError: the architecture
     has no such symmetry, or the permuted model does not compute what it did.
     """
     same_tokenizers([open_model(reference), open_model(other)])
     moved, first = load(other), load(reference)
-    found = aligned(first, moved, (reference, other), kinds=kinds, seed=seed, progress=progress)
+    found = aligned(first, moved, (reference, other), batches=batches, kinds=kinds, seed=seed, progress=progress)
     expected = _outputs(moved, parameters(moved))
     with publish(out, force=force) as staging:
         for name, parameter in moved.named_parameters():
@@ -84,7 +99,7 @@ def _lineage(name: str, reference: Path, other: Path, found: Alignment, seed: in
         method="align",
         level=below.level if below else 0,
         parents=[Parent(name=path.name, content=content_hash(path), path=str(path)) for path in (other, reference)],
-        plan={"permuted": list(found.kinds)},
+        plan={"permuted": list(found.kinds), "matched_by": found.by},
         seed=seed,
         cost=Cost(total_flops=below.cost.total_flops if below else 0.0),
         metrics_before={"distance": found.distance_before},
@@ -97,6 +112,7 @@ def aligned(
     other: PreTrainedModel,
     paths: tuple[Path, Path],
     *,
+    batches: Sequence[Batch] = (),
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -107,15 +123,23 @@ def aligned(
             raise BadInput(f'there is no permutation of "{kind}"', f"Known: {', '.join(KINDS)}")
     target, own = parameters(reference), parameters(other)
     same_shapes([target, own], paths)
-    suggested = symmetries(other, anatomy(other.config.to_dict() | {"architectures": [type(other).__name__]}))
+    shape = anatomy(other.config.to_dict() | {"architectures": [type(other).__name__]})
+    suggested = symmetries(other, shape)
     exact = exact_kinds(other, suggested, kinds, seed)
     if not exact:
         raise RactError(f"no units of {type(other).__name__} can be permuted exactly", "Use --method ensemble")
     allowed = suggested.restricted(exact)
-    permuted = allowed.apply(own, match_weights(target, own, allowed, seed=seed, progress=progress))
+    candidates = {"weights": allowed.apply(own, match_weights(target, own, allowed, seed=seed, progress=progress))}
+    if batches:
+        found = match_activations(reference, other, shape, allowed, batches)
+        candidates["activations"] = allowed.apply(own, found)
+        by = min(candidates, key=lambda name: mean_loss(other, batches, between(target, candidates[name], 0.5)))
+    else:
+        by = "weights"
+    permuted = candidates[by]
     if not _agree(_outputs(other, own), _outputs(other, permuted)):
         raise RactError(f"{paths[1]} computes something else after alignment")
-    return Alignment(permuted, exact, distance(target, own), distance(target, permuted))
+    return Alignment(permuted, exact, by, distance(target, own), distance(target, permuted))
 
 
 def exact_kinds(
@@ -158,7 +182,7 @@ def match_weights(
         order = sorted(torch.randperm(len(groups), generator=generator).tolist(), key=lambda i: groups[i] != RESIDUAL)
         changed = False
         for i in order:
-            step = _assign(groups[i], target, moved, allowed)
+            step = best_assignment(groups[i], allowed, _similarities(target, moved, allowed, groups[i]))
             if all(torch.equal(index, torch.arange(len(index))) for index in step.values()):
                 continue
             changed = True
@@ -178,29 +202,12 @@ def distance(reference: Mapping[str, torch.Tensor], other: Mapping[str, torch.Te
     return float((difference / sum(float(p.float().square().sum()) for p in reference.values())) ** 0.5)
 
 
-def _assign(group: str, target: Parameters, moved: Parameters, allowed: Symmetries) -> Permutation:
-    """The best permutation of *group*, with its key-value heads if it has any, everything else as it is."""
-    own = _similarity(target, moved, allowed, group)
-    if group not in allowed.key_values:
-        return {group: _best(own)[0]}
-    kv = allowed.key_values[group]
-    between = _similarity(target, moved, allowed, kv)
-    count = allowed.sizes[kv]
-    share = allowed.sizes[group] // count
-    blocks = own.reshape(count, share, count, share).transpose(1, 2)
-    inner = [[_best(blocks[a, b]) for b in range(count)] for a in range(count)]
-    order, _ = _best(between + torch.tensor([[value for _, value in row] for row in inner]))
-    heads = torch.cat([b * share + inner[a][b][0] for a, b in enumerate(order.tolist())])
-    return {kv: order, group: heads}
-
-
-def _best(similarity: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """For each row its column in the assignment of the greatest sum, and that sum; ties and noise change nothing."""
-    rows, columns = linear_sum_assignment(similarity.double().numpy(), maximize=True)
-    best, stay = float(similarity[rows, columns].sum()), float(similarity.diagonal().sum())
-    if best <= stay + 1e-6 * abs(stay):
-        return torch.arange(len(similarity)), stay
-    return torch.from_numpy(columns), best
+def _similarities(target: Parameters, moved: Parameters, allowed: Symmetries, group: str) -> dict[str, torch.Tensor]:
+    return {
+        one: _similarity(target, moved, allowed, one)
+        for one in (group, allowed.key_values.get(group))
+        if one is not None
+    }
 
 
 def _similarity(target: Parameters, moved: Parameters, allowed: Symmetries, group: str) -> torch.Tensor:

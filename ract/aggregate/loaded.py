@@ -110,6 +110,11 @@ def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], replaced: Parame
     return total / sum(counts)
 
 
+def between(first: Parameters, second: Parameters, t: float) -> Parameters:
+    """``(1 − t) · first + t · second`` in fp32: a point of the line between two models."""
+    return {name: (1.0 - t) * p.float() + t * second[name].float() for name, p in first.items()}
+
+
 def probe(model: PreTrainedModel, length: int = 12) -> Parameters:
     """A small input of random tokens, the same for every call: what outputs are compared on."""
     generator = torch.Generator().manual_seed(0)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from transformers import PreTrainedModel
 
 from ract.model.anatomy import Anatomy
@@ -100,6 +101,35 @@ class Symmetries:
             else:
                 result[group] = torch.randperm(self.sizes[group], generator=generator)
         return result
+
+
+def best_assignment(group: str, allowed: Symmetries, similarity: Mapping[str, torch.Tensor]) -> Permutation:
+    """The permutation of *group*, and of the key-value heads it is bound to, of the greatest total similarity.
+
+    ``similarity[group][i, j]`` says how alike unit *i* of the reference and unit *j* of the other model are; that of
+    the key-value heads may be left out.
+    """
+    own = similarity[group]
+    if group not in allowed.key_values:
+        return {group: _best(own)[0]}
+    kv = allowed.key_values[group]
+    count = allowed.sizes[kv]
+    share = allowed.sizes[group] // count
+    blocks = own.reshape(count, share, count, share).transpose(1, 2)
+    inner = [[_best(blocks[a, b]) for b in range(count)] for a in range(count)]
+    between = torch.tensor([[value for _, value in row] for row in inner], dtype=torch.float64)
+    order, _ = _best(between + similarity[kv] if kv in similarity else between)
+    heads = torch.cat([b * share + inner[a][b][0] for a, b in enumerate(order.tolist())])
+    return {kv: order, group: heads}
+
+
+def _best(similarity: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """For each row its column in the assignment of the greatest sum, and that sum; ties and noise change nothing."""
+    rows, columns = linear_sum_assignment(similarity.double().numpy(), maximize=True)
+    best, stay = float(similarity[rows, columns].sum()), float(similarity.diagonal().sum())
+    if best <= stay + 1e-6 * abs(stay):
+        return torch.arange(len(similarity)), stay
+    return torch.from_numpy(columns), best
 
 
 def symmetries(model: PreTrainedModel, anatomy: Anatomy) -> Symmetries:
