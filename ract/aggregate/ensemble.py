@@ -82,7 +82,7 @@ def _task_of(member: Member) -> str:
     found = [task for task, classes in _TASKS.items() if name in classes or name == task]
     if not found:
         raise BadInput(
-            f"{name} in {member.directory.path} has no logits that an ensemble could add",
+            f"{member.directory.path} has no logits that an ensemble could add: it is a bare {name}",
             "Give models for causal, masked or sequence-to-sequence language modelling, or for sequence classification",
         )
     return found[0]

@@ -93,8 +93,8 @@ def _mixture_config(child: Member, experts: int, top_k: int) -> dict[str, Any]:
     known = child.anatomy
     if known.model_type not in _MIXTURES or not known.model_class.endswith("ForCausalLM"):
         raise BadInput(
-            f"transformers has no mixture of experts with the blocks of {known.model_class}",
-            f"Causal models of {', '.join(sorted(_MIXTURES))} can be upcycled; use --method ensemble for others",
+            f"{child.directory.path} cannot be upcycled: {_hindrance(known)}",
+            f"Causal models of {', '.join(sorted(_MIXTURES))} can; use --method ensemble for others",
         )
     model_class, model_type, fixed = _MIXTURES[known.model_type]
     empty = CONFIG_MAPPING[model_type]()
@@ -114,6 +114,18 @@ def _mixture_config(child: Member, experts: int, top_k: int) -> dict[str, Any]:
         shared["moe_intermediate_size"] = known.config["intermediate_size"]
     own = {"architectures": [model_class], "model_type": model_type, count: experts, "num_experts_per_tok": top_k}
     return {**shared, **fixed, **own}
+
+
+def _hindrance(known: Anatomy) -> str:
+    """Why ``transformers`` has no mixture of experts that computes what this architecture does."""
+    forwards = [block.feed_forward for stack in known.stacks for block in stack.blocks]
+    if not known.model_class.endswith(("ForCausalLM", "LMHeadModel")):
+        return "the mixtures of experts of transformers that fit are causal language models, and it is none"
+    if None in forwards:
+        return "its blocks have no dense feed-forward (it may be a mixture of experts already)"
+    if not any(forward.gate or forward.fused for forward in forwards if forward):
+        return "its feed-forward has no gate, which experts have"
+    return f"no mixture of experts of transformers is known to have the norms and attention of {known.model_type}"
 
 
 def _check_fit(child: Member, parent: Anatomy) -> None:
