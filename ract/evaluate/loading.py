@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging
 
 from ract.checkpoint.directory import open_model
+from ract.checkpoint.live import load_model
 from ract.data.tokenizer import load_tokenizer
 from ract.errors import BadInput
 from ract.model.live import model_class
@@ -32,18 +30,8 @@ def load_causal_lm(
             f"{path} is a {cls.__name__}, not a causal language model",
             "Give a model that continues text (…ForCausalLM)",
         )
-    with _without_progress_bar():
-        try:
-            model, info = cls.from_pretrained(
-                path, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise BadInput(f"{path} does not open as {cls.__name__}: {reason[0]}", "Copy the model again") from error
-    unusable = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if unusable:
-        raise BadInput(f"{path} has no usable tensor {unusable[0]}", "Copy the model again from its source")
-    return model.to(device).eval(), load_tokenizer(path)
+    model = load_model(path, dtype=dtype or "auto")
+    return model.to(device), load_tokenizer(path)
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
@@ -60,14 +48,3 @@ def check_vocabulary(largest: int, model: PreTrainedModel, path: Path) -> None:
             f"the tokenizer in {path} gives token {largest}, but the model has only {rows} embeddings",
             "Use the tokenizer that the model was trained with",
         )
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -1,0 +1,59 @@
+"""What the documentation says is run as it stands there; the two languages say the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.plans import plan_text, write_text_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    return [line for block in _BLOCK.findall(page.read_text("utf-8")) for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("english", "chinese"), [("README.md", "README.zh-CN.md"), ("docs/guide.md", "docs/guide.zh-CN.md")]
+)
+def test_both_languages_give_the_same_commands(english: str, chinese: str) -> None:
+    assert commands(ROOT / english) == commands(ROOT / chinese) != []
+
+
+@pytest.mark.parametrize(
+    "page", sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / page).read_text("utf-8")):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_examples_are_plans() -> None:
+    from ract.plan.derive import build_graph
+    from ract.plan.schema import load_plan
+
+    for file in (ROOT / "examples").glob("*.toml"):
+        assert build_graph(load_plan(file), 3_000_000).nodes
+
+
+@pytest.mark.slow
+def test_every_command_of_the_guide_runs(tmp_path: Path) -> None:
+    """In the order of the page, with a pico plan in the place of the quickstart."""
+    (tmp_path / "examples").mkdir()
+    corpus = write_text_corpus(tmp_path / "notes.txt", documents=2000)
+    (tmp_path / "examples" / "quickstart.toml").write_text(plan_text(corpus), encoding="utf-8")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands(ROOT / "docs" / "guide.md"):
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout.strip(), command
