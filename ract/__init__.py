@@ -21,7 +21,7 @@ _HOME_OF = {
     "train": "ract.tree.leaf",
 }
 
-__all__ = ["__version__", *sorted(_HOME_OF)]
+__all__ = ["__version__", "aggregate", "build", "check", "evaluate", "generate", "init", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,14 @@ def test_the_smallest_model_is_named_when_a_budget_is_below_it() -> None:
 
 
 def test_quantities_read_and_write() -> None:
-    assert [parse_count(v) for v in (5, "2M", "0.5M", "1_000", "40T", 2.0)] == [5, 2_000_000, 500_000, 1000, 40 * 10**12, 2]
+    assert [parse_count(v) for v in (5, "2M", "0.5M", "1_000", "40T", 2.0)] == [
+        5,
+        2_000_000,
+        500_000,
+        1000,
+        40 * 10**12,
+        2,
+    ]
     assert [parse_size(v) for v in ("20MB", "20 MiB", 7)] == [20_000_000, 20 * 2**20, 7]
     for wrong in ("", "M", "1X", "-1", 1.5, True, None):
         with pytest.raises(ValueError, match="must be"):

@@ -115,9 +115,7 @@ def test_branches_take_their_own_hyperparameters() -> None:
 
 def test_epochs_count_the_shard_of_a_branch() -> None:
     compact = {**BASE["compact"], "train": {"epochs": 2.0}}
-    graph = graph_of(
-        100_000, compact=compact, level=[{"method": "merge", "members": 4, "branch": {"epochs": 1.0}}]
-    )
+    graph = graph_of(100_000, compact=compact, level=[{"method": "merge", "members": 4, "branch": {"epochs": 1.0}}])
     tokens = {node.method: node.train.tokens for node in graph if node.train}
     assert tokens["leaf"] == pytest.approx(200_000, abs=4096)
     assert tokens["branch"] == pytest.approx(25_000, abs=4096)

@@ -1,0 +1,1 @@
+"""Several models into one: methods as recipes, α, the engine that carries recipes out, the check afterwards."""

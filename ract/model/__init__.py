@@ -1,0 +1,1 @@
+"""Architectures: what ReAct trains, what it reads from others, and the ensemble."""

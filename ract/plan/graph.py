@@ -11,6 +11,7 @@ from ract.cost import Shape
 # Learning α takes this many steps of one small batch each, then one pass over all its tokens per candidate.
 LEARN_STEPS = 20
 LEARN_BATCH_TOKENS = 2048
+WEIGHTS_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Graph:
         if node.aggregate is not None and node.aggregate.weights == "learned":
             candidates = len(node.parents) + 2  # every child, uniform, learned
             tokens = 3 * LEARN_STEPS * LEARN_BATCH_TOKENS + candidates * node.aggregate.weights_tokens
-            return node.shape.forward_flops_per_token(256) * tokens
+            return node.shape.forward_flops_per_token(WEIGHTS_BLOCK) * tokens
         return 0.0
 
     def total_flops(self, name: str) -> float:

@@ -1,0 +1,1 @@
+"""A run as records, figures and a page; made from saved lineages alone."""

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ract.data.batches import evaluation_batches, training_batch
+from ract.data.batches import training_batch, window_count
 from ract.errors import BadInput, NonFiniteLoss
 from ract.plan.graph import TrainSpec
 from ract.train.device import autocast_dtype
@@ -182,9 +182,7 @@ class TrainingRun:
         model = self._result()
         model.eval()
         total = count = 0.0
-        rows = max(1, self.spec.micro_batch_tokens // self.spec.block_size)
-        assert self.valid is not None
-        for batch in evaluation_batches(self.valid, self.spec.block_size, rows, VALID_TOKENS):
+        for batch in self._valid_batches():
             windows = torch.from_numpy(batch).to(self.device)
             with self._autocast():
                 logits = model(input_ids=windows[:, :-1], use_cache=False).logits
@@ -192,6 +190,15 @@ class TrainingRun:
             count += windows[:, 1:].numel()
         self.model.train()
         return total / count
+
+    def _valid_batches(self) -> list[np.ndarray]:
+        """Windows from all over the valid split, the same in every evaluation."""
+        assert self.valid is not None
+        block = min(self.spec.block_size, len(self.valid) - 1)
+        count = min(window_count(self.valid, block), max(1, VALID_TOKENS // block))
+        windows = training_batch(self.valid, step=0, batch_size=count, block_size=block, seed=0)
+        rows = max(1, self.spec.micro_batch_tokens // block)
+        return [windows[i : i + rows] for i in range(0, count, rows)]
 
     def _result(self) -> nn.Module:
         """The model whose weights count: the average where one is kept."""

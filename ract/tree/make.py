@@ -18,7 +18,7 @@ from ract.data.tokens import Corpus, open_corpus
 from ract.evaluate.language_modeling import evaluate
 from ract.locks import held
 from ract.model.compact import new_compact_transformer
-from ract.plan.graph import LEARN_BATCH_TOKENS, LEARN_STEPS
+from ract.plan.graph import LEARN_BATCH_TOKENS, LEARN_STEPS, WEIGHTS_BLOCK
 from ract.tree.job import Job, made_from
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _aggregate(job: Job, corpus: Corpus, staging: Path, report: Report) -> Linea
     metrics: dict[str, Any] = {}
     if learned is not None:
         tokens = 3 * LEARN_STEPS * LEARN_BATCH_TOKENS + (len(children) + 2) * spec.weights_tokens
-        flops = job.node.shape.forward_flops_per_token(256) * tokens
+        flops = job.node.shape.forward_flops_per_token(WEIGHTS_BLOCK) * tokens
         metrics["weights"] = {
             "chosen": learned.chosen,
             "loss": learned.loss,
@@ -174,19 +174,20 @@ def _aggregate(job: Job, corpus: Corpus, staging: Path, report: Report) -> Linea
 
 
 def _learn(job: Job, corpus: Corpus, report: Report) -> LearnedWeights:
-    """α on the first part of the valid split; a second part, never looked at, says how it generalises."""
+    """α on windows from all over the valid split; as many others, never looked at, say how it generalises."""
     from ract.aggregate.weights import learn
-    from ract.data.batches import evaluation_batches
+    from ract.data.batches import training_batch, window_count
 
     spec = job.node.aggregate
     assert spec is not None
     valid = corpus.tokens["valid"]
-    half = len(valid) // 2
-    rows = LEARN_BATCH_TOKENS // 256
+    block = min(WEIGHTS_BLOCK, (len(valid) - 1) // 2)  # two windows at least
+    windows = min(window_count(valid, block) // 2, max(1, spec.weights_tokens // block))
 
-    def batches(tokens: Any) -> list[dict[str, torch.Tensor]]:
-        windows = evaluation_batches(tokens, 256, rows, spec.weights_tokens)
-        return [{"input_ids": t, "labels": t} for t in (torch.from_numpy(w) for w in windows)]
+    def batches(shard: int) -> list[dict[str, torch.Tensor]]:
+        rows = training_batch(valid, step=0, batch_size=windows, block_size=block, seed=0, shard=(shard, 2))
+        pieces = torch.from_numpy(rows).split(max(1, LEARN_BATCH_TOKENS // block))
+        return [{"input_ids": piece, "labels": piece} for piece in pieces]
 
     def observed(what: str, done: int, total: int) -> None:
         report(what, done, total)
@@ -194,8 +195,8 @@ def _learn(job: Job, corpus: Corpus, report: Report) -> LearnedWeights:
 
     return learn(
         [Path(job.parents[p]) for p in job.node.parents],
-        batches(valid[:half]),
-        batches(valid[half:]),
+        batches(0),
+        batches(1),
         per=spec.per,  # type: ignore[arg-type]
         steps=LEARN_STEPS,
         seed=job.node.seed,
