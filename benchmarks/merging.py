@@ -4,15 +4,14 @@
 
 Every contender runs in a process of its own, which imports everything first; time and peak anonymous memory (RssAnon,
 sampled every 2 ms) are then taken of the merge alone. Inputs are in the page cache unless ``--cold`` evicts them before
-every run. The file-copy baseline reads all inputs and writes as many bytes as the result has. Nobody flushes to the disk
-except "ract aggregate", the whole command: configs checked, merge, result loaded and compared, hashes, fsync.
+every run. The file-copy baseline reads all inputs and writes as many bytes as the result has. Nobody flushes to the
+disk except "ract aggregate", the whole command: configs checked, merge, result loaded and compared, hashes, fsync.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import shutil
@@ -202,7 +201,7 @@ def anonymous_mib(pid: int) -> float:
 
 
 def errors(paths: list[Path], out: Path, weights: list[float]) -> dict[str, float]:
-    """How far the result is from the fp64 formula: largest error, and the share of numbers that are not it rounded once."""
+    """How far the result is from fp64: the largest error, and the share of numbers that are not it rounded once."""
     readers = [TensorReader([path / "model.safetensors"]) for path in paths]
     result = TensorReader(sorted(out.glob("*.safetensors")))
     worst, wrong, seen = 0.0, 0, 0
@@ -265,17 +264,16 @@ def measure(name: str, shape: Any, options: argparse.Namespace, say: Callable[[s
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = [
-        f"{'case':18} {'contender':15} {'median s':>9} {'best s':>7} {'× copies':>9} {'peak MiB':>9} {'error':>9} {'≠ fp64':>8}"
-    ]
+    columns = ("median s", "best s", "× copies", "peak MiB", "error", "≠ fp64")
+    lines = [f"{'case':18} {'contender':15}" + "".join(f"{column:>10}" for column in columns)]
     for case, result in results.items():
         copies = result["contenders"]["file copies"]["seconds_median"]
         for contender, own in result["contenders"].items():
-            error = own.get("largest_error", math.nan)
-            lines.append(
-                f"{case:18} {contender:15} {own['seconds_median']:9.2f} {own['seconds_best']:7.2f} "
-                f"{own['seconds_median'] / copies:9.2f} {own['peak_mib']:9.1f} {error:9.2e} {own.get('not_rounded_once', math.nan):8.2%}"
-            )
+            median, best, peak = own["seconds_median"], own["seconds_best"], own["peak_mib"]
+            line = f"{case:18} {contender:15}{median:10.2f}{best:10.2f}{median / copies:10.2f}{peak:10.1f}"
+            if "largest_error" in own:
+                line += f"{own['largest_error']:10.2e}{own['not_rounded_once']:10.2%}"
+            lines.append(line)
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ract.aggregate.recipe import Recipe, TensorRecipe, Term
 from ract.aggregate.segments import segments
 from ract.checkpoint.directory import ModelDirectory, open_model
 from ract.checkpoint.tensors import TensorReader
+from ract.checkpoint.writer import write_tensors
 from ract.errors import BadInput, RactError
 from tests.checkpoints import DTYPES, bits, checkpoint, random_tensors, stored
 
@@ -64,6 +66,30 @@ def test_other_orders_shards_and_dtypes_give_the_same_numbers(tmp_path: Path) ->
     assert {n: bits(t) for n, t in one.items()} == {n: bits(t) for n, t in other.items()}
 
 
+def test_tensors_in_another_order_in_the_file_are_found(tmp_path: Path) -> None:
+    a, b = ({f"t{k}": torch.full((4,), 10.0 * i + k) for k in range(3)} for i in (1, 2))
+    children = [checkpoint(tmp_path / "a", a), checkpoint(tmp_path / "b", b)]
+    (children[1].path / "model.safetensors").unlink()
+    write_tensors(children[1].path, dict(reversed(b.items())))
+    result = run(merge.recipe(children, [0.5, 0.5]), children, tmp_path / "out")
+    assert {name: t.unique().tolist() for name, t in result.items()} == {f"t{k}": [15.0 + k] for k in range(3)}
+
+
+def test_neighbours_with_other_alphas_are_not_run_together(tmp_path: Path) -> None:
+    tensors = [random_tensors(i) for i in range(3)]
+    children = [checkpoint(tmp_path / str(i), own) for i, own in enumerate(tensors)]
+    alpha = {
+        "a.weight": [0.5, 0.5, 0.0],
+        "b.bias": [0.5, 0.25, 0.25],
+        "c.scale": [1.0, 0.0, 0.0],
+        "d.none": [0.0, 0.0, 1.0],
+    }
+    result = run(merge.recipe(children, alpha), children, tmp_path / "out")
+    for name, weights in alpha.items():
+        exact = sum(w * own[name].double() for w, own in zip(weights, tensors, strict=True))
+        assert isinstance(exact, torch.Tensor) and torch.equal(result[name], exact.float()), name
+
+
 def test_mixed_precisions_are_added_exactly_and_written_in_the_widest(tmp_path: Path) -> None:
     a, b = random_tensors(0, "BF16"), random_tensors(1, "F16")
     children = [checkpoint(tmp_path / "a", a, dtype="bfloat16"), checkpoint(tmp_path / "b", b, dtype="bfloat16")]
@@ -106,8 +132,9 @@ def test_a_tensor_that_is_not_finite_is_named_with_its_file(tmp_path: Path, valu
 
 def test_a_sum_beyond_the_dtype_is_refused_and_the_largest_number_is_not(tmp_path: Path) -> None:
     large = {"a": torch.tensor([65504.0, -65504.0]).half()}
-    children = [checkpoint(tmp_path / str(i), large) for i in range(3)]
-    assert bits(run(merge.recipe(children, [1 / 3] * 3), children, tmp_path / "ok")["a"]) == bits(large["a"])
+    children = [checkpoint(tmp_path / "large", large)] * 5
+    assert [*accumulate([65504.0 * 0.2] * 5)][-1] > 65504.0, "the fp64 sum is a bit too large, its rounding is not"
+    assert bits(run(merge.recipe(children, [0.2] * 5), children, tmp_path / "ok")["a"]) == bits(large["a"])
     other = checkpoint(tmp_path / "other", {"a": -large["a"]})
     with pytest.raises(BadInput, match="sum for tensor a is too large for F16"):
         run(merge.recipe([children[0], other], [2.0, -1.0]), [children[0], other], tmp_path / "out")

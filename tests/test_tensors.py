@@ -233,6 +233,13 @@ def test_no_reader_accepts_a_file_before_it_is_complete(tmp_path: Path) -> None:
     assert read_header(tmp_path / "model.safetensors")["a"].shape == (2,)
 
 
+def test_a_file_whose_writing_failed_stays_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), TensorWriter(lay_out(tmp_path, [("a", "F32", (2,))])) as writer:
+        writer.write("a", torch.ones(2) / (1 // 0))
+    with pytest.raises(BadInput):
+        read_header(tmp_path / "model.safetensors")
+
+
 def test_the_writer_refuses_another_shape_dtype_or_an_existing_file(tmp_path: Path) -> None:
     layout = lay_out(tmp_path, [("a", "F32", (2,))])
     with pytest.raises(RactError, match="tensor a is"), TensorWriter(layout) as writer:
