@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from itertools import accumulate
 from pathlib import Path
@@ -273,3 +275,33 @@ def test_levels_that_are_not_linear_do_not_collapse_into_a_sum(tmp_path: Path) -
         collapse(total, [Nested(inner, [b]), a])
     with pytest.raises(RactError, match="is a sum in the level below"):
         collapse(inner, [Nested(total, [a, b])])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
+def test_memory_does_not_grow_with_the_size_or_the_number_of_the_models(tmp_path: Path) -> None:
+    child = checkpoint(tmp_path / "child", {f"w{i}": torch.ones(1 << 21) for i in range(6)})  # 50 MB
+    script = """
+import sys, threading, time
+from pathlib import Path
+from ract.aggregate import engine, merge
+from ract.checkpoint.directory import open_model
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+children = [open_model(sys.argv[1])] * 6
+Path(sys.argv[2]).mkdir()
+base, peak, done = anonymous(), [], threading.Event()
+def sample():
+    while not done.is_set():
+        peak.append(anonymous())
+        time.sleep(0.002)
+sampler = threading.Thread(target=sample)
+sampler.start()
+engine.execute(merge.recipe(children, [0.1, 0.1, 0.1, 0.2, 0.2, 0.3]), children, Path(sys.argv[2]))
+done.set()
+sampler.join()
+print(max(peak) - base)
+"""
+    arguments = [sys.executable, "-c", script, str(child.path), str(tmp_path / "out")]
+    grown = int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+    assert grown < 64 << 10, f"{grown} KiB for 300 MB of children"

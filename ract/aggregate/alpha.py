@@ -61,13 +61,16 @@ def held_out_batches(
 ) -> tuple[Batches, Batches]:
     """Batches to choose by, and a third of them that no choice sees (none where there are fewer than three).
 
-    *data* is batches already, or files for *task*, read with the tokenizer of *model*; at most *limit* are taken.
+    *data* is batches already, a list of them for each child, or files for *task*, read with the tokenizer of *model*;
+    at most *limit* are taken.
     """
     batches: list[Any] = list(data or ())
     if batches and all(isinstance(one, (str, Path)) for one in batches):
         from ract.data.heldout import load_batches
 
         batches = load_batches(model.path, task, [str(one) for one in batches], limit=limit)
+    if batches and not isinstance(batches[0], Mapping):
+        return batches, []  # a list of batches for each child, for methods that measure every child on its own data
     batches = batches[:limit]
     if len(batches) < 3:
         return batches, []
