@@ -34,9 +34,11 @@ class BuildDisplay(Watcher):
         self.flops: dict[str, float] = {}
         self.done: dict[str, float] = {}
         self.begun: dict[str, float] = {}
+        self.found: dict[str, tuple[int, float]] = {}  # tokens at a node's first report, and when that was
         self.notes: dict[str, str] = {}
         self.tasks: dict[str, TaskID] = {}
         self.finished = self.total = 0
+        self.before = 0.0  # FLOPs found done in checkpoints
         self.started_at = self.last_line = time.monotonic()
 
     def __enter__(self) -> BuildDisplay:
@@ -70,9 +72,10 @@ class BuildDisplay(Watcher):
         note = what
         if what == "train" and done:
             self.done[name] = self.flops.get(name, 0.0) * done / total
-            rate = done / max(1e-9, time.monotonic() - self.begun[name])
-            left = show_time((total - done) / rate)
-            note = f"{show_count(done)} of {show_count(total)} tokens, {show_count(rate)}/s, {left} left"
+            note = f"{show_count(done)} of {show_count(total)} tokens"
+            rate = self._rate(name, done)
+            if rate > 0:
+                note += f", {show_count(rate)}/s, {show_time((total - done) / rate)} left"
         self._show(name, done, total, note)
         self._tree()
 
@@ -89,10 +92,19 @@ class BuildDisplay(Watcher):
         """The models are made; samples and figures follow."""
         self.console.print("  writing samples and the report")
 
+    def _rate(self, name: str, done: int) -> float:
+        """Tokens a second since the node's first report, which also starts its clock: loading does not count."""
+        if name not in self.found:
+            self.found[name] = (done, time.monotonic())
+            self.before += self.done[name]
+        before, clock = self.found[name]
+        return (done - before) / max(1e-9, time.monotonic() - clock)
+
     def _tree(self) -> None:
-        share = sum(self.done.values()) / max(1.0, sum(self.flops.values()))
+        done, total = sum(self.done.values()), max(1.0, sum(self.flops.values()))
+        share, made = done / total, done - self.before
         spent = time.monotonic() - self.started_at
-        left = f", about {show_time(spent * (1 - share) / share)} left" if share > 0.02 else ""
+        left = f", about {show_time(spent * (total - done) / made)} left" if made > 0.02 * total else ""
         note = f"{self.finished} of {self.total} nodes{left}"
         if self.live:
             self._show("whole tree", round(1000 * share), 1000, note)
