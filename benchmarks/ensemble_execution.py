@@ -1,9 +1,11 @@
 """Members of an ensemble one after the other, or as one batch: which is faster on a CPU, and is it the same?
 
-    python -m benchmarks.ensemble_execution       # prints the tables of docs/decisions/0005-ensembles-run-member-by-member.md
+    python -m benchmarks.ensemble_execution
 
+prints the tables of ``docs/decisions/0006-ensembles-run-member-by-member.md``.
 "Batched" is ``torch.func.stack_module_state`` with ``vmap``: every matrix product of the members becomes one batched
-product. The stacked copy of the weights is made beforehand; what it costs to make is the last column.
+product. The stacked copy of the weights is made beforehand; what it costs to make is the last column. Times are CPU
+time of this process on one thread, so that a shared machine does not decide.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ On disk the weights are ``members.<i>.<the child's own name>`` and the config ho
 ensemble is saved, loaded and generated from like any model. Importing this module registers it with the Auto classes.
 
 Members run one after the other. Running equally shaped members as one batch (``torch.func.stack_module_state`` with
-``vmap``) was measured and is not used: see ``docs/decisions/0005-ensembles-run-member-by-member.md``.
+``vmap``) was measured and is not used: see ``docs/decisions/0006-ensembles-run-member-by-member.md``.
 """
 
 from __future__ import annotations
