@@ -1,0 +1,113 @@
+"""Labels beside their points: each in the nearest free place, joined to its point by a line where that is not close."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+Pixels = npt.NDArray[np.float64]
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+_DISTANCES = (5.5, 11, 20, 31, 43, 57, 73, 91, 111, 133, 157)  # points, from the marker's centre to the label's edge
+# Where the label's centre lies from its point, in half widths and half heights: right, corners, left, above and below.
+_SIDES = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
+_SLID = tuple((x, y) for x in (0.5, -0.5, 0.85, -0.85) for y in (1, -1))
+_NEAR = 12.0  # beyond this many points a line joins a label to its point
+_ROOM = 2.0
+
+
+@dataclass(frozen=True)
+class Label:
+    """*text* for the point *x*, *y* (data coordinates)."""
+
+    text: str
+    x: float
+    y: float
+
+
+def place_labels(
+    axes: Axes, labels: Sequence[Label], *, lines: Iterable[Pixels] = (), size: float, color: str, line_color: str
+) -> bool:
+    """Write *labels* into *axes* so that they overlap neither each other, nor a labelled point, nor *lines*.
+
+    *lines* are polylines in data coordinates, shape ``(n, 2)``. The limits and the place of *axes* must be final.
+    Returns False when there was no room for some label, which is then not written: draw a larger figure.
+    """
+    scale = axes.figure.dpi / 72
+    points = axes.transData.transform([(label.x, label.y) for label in labels])
+    taken = np.concatenate([points, *(_sampled(axes.transData.transform(line)) for line in lines)])
+    space = _Space(axes.get_window_extent(), taken, scale)
+    complete = True
+    for label, point in zip(labels, points, strict=True):
+        artist = axes.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size)
+        artist.set(color=color, ha="center", va="center", linespacing=1.05)
+        ends = _put(artist, point, space, scale)
+        if ends is None:
+            artist.remove()
+            complete = False
+        elif len(ends):
+            line = axes.transData.inverted().transform(ends)
+            axes.plot(*line.T, color=line_color, linewidth=0.6, zorder=1, scalex=False, scaley=False)
+    return complete
+
+
+class _Space:
+    """What is taken in one pair of axes, in pixels."""
+
+    def __init__(self, frame: Bbox, taken: Pixels, scale: float) -> None:
+        self.frame, self.taken, self.room = frame, taken, _ROOM * scale
+        self.boxes: list[Box] = []
+
+    def is_free(self, box: Box, leader: Pixels) -> bool:
+        (left, bottom, right, top), frame, room = box, self.frame, self.room
+        if left < frame.x0 or right > frame.x1 or bottom < frame.y0 or top > frame.y1:
+            return False
+        x, y = self.taken.T
+        if np.any((x > left - room) & (x < right + room) & (y > bottom - room) & (y < top + room)):
+            return False
+        for l2, b2, r2, t2 in self.boxes:
+            if left < r2 + room and right > l2 - room and bottom < t2 + room and top > b2 - room:
+                return False
+            if np.any((leader[:, 0] > l2) & (leader[:, 0] < r2) & (leader[:, 1] > b2) & (leader[:, 1] < t2)):
+                return False
+        return True
+
+    def take(self, box: Box, leader: Pixels) -> None:
+        self.boxes.append(box)
+        self.taken = np.concatenate([self.taken, leader])
+
+
+def _put(artist: Annotation, point: Pixels, space: _Space, scale: float) -> Pixels | None:
+    """Move *artist* to the first free place; the ends of the line that joins it to *point*, or None without a place."""
+    extent = artist.get_window_extent()
+    half = np.array([extent.width, extent.height]) / 2
+    for distance in _DISTANCES:
+        for across, up in (*_SIDES, *_SLID):
+            away = np.array([math.trunc(across), up]) * distance * scale / math.hypot(math.trunc(across), up)
+            centre = point + away + half * [across, up]
+            low, high = centre - half, centre + half
+            nearest = np.clip(point, low, high)
+            joined = math.dist(nearest, point) > _NEAR * scale
+            leader = _sampled(np.array([nearest, point])) if joined else np.empty((0, 2))
+            box = (low[0], low[1], high[0], high[1])
+            if space.is_free(box, leader):
+                space.take(box, leader)
+                artist.set_position(tuple((centre - point) / scale))
+                return np.array([nearest, point]) if joined else np.empty((0, 2))
+    return None
+
+
+def _sampled(line: Pixels, step: float = 3.0) -> Pixels:
+    """Points along a polyline, *step* pixels apart."""
+    pieces = [line[:1]]
+    for begin, end in pairwise(line):
+        count = max(1, math.ceil(math.dist(begin, end) / step))
+        pieces.append(begin + (end - begin) * np.linspace(0, 1, count + 1)[1:, None])
+    return np.concatenate(pieces)
