@@ -99,7 +99,7 @@ def test_no_text_is_lost_in_cutting(tmp_path_factory: pytest.TempPathFactory, te
 def test_a_folder_is_read_below_and_in_order_without_hidden_or_binary_files(tmp_path: Path) -> None:
     for name in ("b.py", "a/z.md", "a/.hidden/x.txt", ".git/x.txt", "picture.png", "empty.py"):
         write(tmp_path / name, "" if name == "empty.py" else name)
-    assert read(str(tmp_path)) == ["a/z.md", "b.py"]
+    assert read(str(tmp_path)) == ["b.py", "a/z.md"]
 
 
 def test_globs_reach_into_folders(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,35 +81,34 @@ class HubDataset:
 Source = TextFile | HubDataset
 
 
-def resolve(source: str) -> list[Source]:
-    """The files (sorted) or the data set that *source* names.
+def resolve(source: str) -> Iterator[Source]:
+    """The files or the data set that *source* names, in a fixed order; one by one, since there may be many.
 
     Raises BadInput: nothing there, a glob without a match, a folder without text files, a path that may not be read.
     """
-    if source == STDLIB:
-        return [*_standard_library()]
-    if source.startswith(HUB):
-        return [_hub_dataset(source)]
     path = Path(source).expanduser()
     with readable(source):
-        if path.is_dir():
-            return [*_folder(path)]
-        if path.is_file():
-            return [TextFile(path)]
-        if glob.has_magic(source):
-            return [*_matches(source)]
-    raise BadInput(f"{source} does not exist", 'Give a text file, a folder, a glob, "hf:NAME" or "stdlib"')
+        if source == STDLIB:
+            yield from _standard_library()
+        elif source.startswith(HUB):
+            yield _hub_dataset(source)
+        elif path.is_dir():
+            yield from _folder(path)
+        elif path.is_file():
+            yield TextFile(path)
+        elif glob.has_magic(source):
+            yield from _matches(source)
+        else:
+            raise BadInput(f"{source} does not exist", 'Give a text file, a folder, a glob, "hf:NAME" or "stdlib"')
 
 
 def fingerprint(sources: Sequence[str]) -> str:
     """SHA-256 that names what the files hold, with their kinds and order, wherever they lie."""
-    parts: list[str] = []
-    for item in (item for source in sources for item in resolve(source)):
-        if isinstance(item, HubDataset):
-            parts.append(item.fingerprint())
-        else:
-            parts.append(f"{item.path.suffix.lower()}:{_file_hash(item.path)}")
-    return _digest(parts)
+    return _digest(
+        item.fingerprint() if isinstance(item, HubDataset) else f"{item.path.suffix.lower()}:{_file_hash(item.path)}"
+        for source in sources
+        for item in resolve(source)
+    )
 
 
 def size_bytes(sources: Sequence[str]) -> int | None:
@@ -207,25 +206,30 @@ def _standard_library() -> list[TextFile]:
     return [TextFile(path, lenient=True) for path in sorted(files)]
 
 
-def _folder(folder: Path) -> list[TextFile]:
+def _folder(folder: Path) -> Iterator[TextFile]:
     def unreadable(error: OSError) -> None:
         raise error
 
-    files: list[Path] = []
+    some = False
     for root, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(root, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in TEXT_SUFFIXES]
-    if not files:
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in TEXT_SUFFIXES:
+                some = True
+                yield TextFile(Path(root, name))
+    if not some:
         raise BadInput(f"{folder} holds no text files", f"Known endings are {', '.join(sorted(TEXT_SUFFIXES)[:8])}, …")
-    return [TextFile(path) for path in sorted(files)]
 
 
-def _matches(pattern: str) -> list[TextFile]:
+def _matches(pattern: str) -> Iterator[TextFile]:
     found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207 (Path takes no absolute one)
-    files = [TextFile(Path(name)) for name in found if Path(name).is_file()]
-    if not files:
+    some = False
+    for path in map(Path, found):
+        if path.is_file():
+            some = True
+            yield TextFile(path)
+    if not some:
         raise BadInput(f"{pattern} matches no file", "Check the pattern; ** reaches into folders")
-    return files
 
 
 def _file_hash(path: Path) -> str:
@@ -233,5 +237,8 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(parts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _digest(parts: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() + b"\n")
+    return total.hexdigest()

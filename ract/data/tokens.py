@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,7 @@ import numpy.typing as npt
 from ract.data.corpus import SPLITS, CorpusSpec, identity
 from ract.data.tokenizer import TextEncoder, copy_tokenizer, train_tokenizer
 from ract.errors import BadInput, disk_errors
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: two processes that prepare the same corpus then both do the work
-    fcntl = None  # type: ignore[assignment]
+from ract.locks import held
 
 Progress = Callable[[str, int, int], None]
 TOKENIZER_SAMPLE_BYTES = 64 << 20
@@ -99,7 +95,7 @@ def prepare(
     folder = cache_dir / f"corpus-{digest[:16]}"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _held(folder):
+        with held(folder):
             if not _complete(folder):
                 if tokenizer is None:
                     train_tokenizer(_sample(spec, report), vocab_size, folder / "tokenizer")
@@ -231,17 +227,3 @@ def _complete(folder: Path) -> bool:
 
 def _stream_file(folder: Path, split: str) -> Path:
     return folder / f"{split}.bin"
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Only one process works in *folder* at a time; the kernel drops the lock of one that dies."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
