@@ -19,7 +19,7 @@ from ract.model.ensemble import EnsembleCache, EnsembleConfig, EnsembleForCausal
 from tests.pico import children, inputs, load, output, pico, save
 from tests.reference import execute
 
-GENERATING = ["GPT-2", "Llama", "Gemma 2", "T5", "Marian"]
+GENERATING = ["GPT-2", "Gemma 2", "T5"]
 
 
 def recipe(paths: list[Path], weights: Any = None, **options: Any) -> Recipe:
@@ -30,7 +30,7 @@ def built(paths: list[Path], out: Path, weights: Any = None, **options: Any) -> 
     return load(execute(recipe(paths, weights, **options), [open_model(path) for path in paths], out))
 
 
-@pytest.mark.parametrize("name", ["OPT", "Mixtral", "BERT, masked LM", "Marian"])
+@pytest.mark.parametrize("name", ["Mixtral", "Marian"])
 def test_saved_and_loaded_it_is_the_same_model(name: str, tmp_path: Path) -> None:
     parent = built(children(tmp_path, name), tmp_path / "parent", [0.3, 0.7])
     again = load(save(parent, tmp_path / "again"))

@@ -129,7 +129,7 @@ REASONS |= dict.fromkeys(("GPT-2", "GPT-NeoX", "OPT", "Phi"), "its feed-forward 
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in FITS])
 def test_architectures_without_an_exact_mixture_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=REASONS.get(name, "are causal language models, and it is none")):
-        recipe(children(tmp_path, name))
+        recipe(children(tmp_path, name, 1))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ract.errors import BadInput
-from ract.model.live import build, full_config, read_config, saved_names, tied_names
+from ract.model.live import build, full_config, read_config, saved_names, saved_shapes, tied_names
 from ract.model.projections import attention_paths
 from ract.model.stacks import Stack, find_stacks, later_suffixes
 
@@ -139,12 +139,13 @@ def _anatomy(text: str) -> Anatomy:
     config = json.loads(text)
     model = build(config)
     filled = full_config(config)
-    disk = saved_names(model)
+    disk, shapes = saved_names(model), saved_shapes(model)
     ties = tied_names(model)
     stacks = find_stacks(model, filled, disk)
     embeddings = _names(model, model.get_input_embeddings(), disk, ties)
     head = _names(model, model.get_output_embeddings(), disk, ties)
     parts = _parts(model, filled, stacks, disk)
+    parts = {name: replace(part, shape=shapes[name]) for name, part in parts.items()}
     for role, names in (("head", head), ("embedding", embeddings)):  # a tied head is the embedding
         parts.update({name: replace(parts[name], role=role) for name in names})
     groups: dict[str, list[str]] = {}
@@ -180,7 +181,7 @@ def _parts(
             role, block = "position", None  # held by the first block, used by all
         for one in saved:
             inner = one.partition(f".{block}.")[2] if block is not None else ""
-            parts[one] = Part(role, _shape(model, name, one, saved), stack.name if stack else None, block, inner)
+            parts[one] = Part(role, (), stack.name if stack else None, block, inner)
     return parts
 
 
@@ -208,16 +209,6 @@ def _role(owner: nn.Module, name: str, suffix: str, attentions: list[str] | None
 def _is_early(name: str) -> bool:
     """Whether a tensor outside the blocks comes before them: models name what they do to embeddings after them."""
     return re.search(r"emb|wte|wpe|project_in", name.lower()) is not None and "embed_out" not in name
-
-
-def _shape(model: nn.Module, name: str, saved: str, names: tuple[str, ...]) -> tuple[int, ...]:
-    tensor = model.state_dict()[name]
-    if len(names) == 1:
-        return tuple(tensor.shape)
-    from transformers.core_model_loading import revert_weight_conversion
-
-    assert isinstance(model, PreTrainedModel)
-    return tuple(revert_weight_conversion(model, {name: tensor})[saved].shape)
 
 
 def _names(

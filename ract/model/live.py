@@ -97,14 +97,29 @@ def saved_names(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
     """For each parameter and persistent buffer of *model*, the names ``save_pretrained`` gives it on disk.
 
     ``transformers`` keeps some models in memory otherwise than on disk (experts fused into one tensor, renamed heads);
-    names that are tied to another one are not saved and map to an empty tuple.
+    what is tied to another tensor or made anew when loading is not saved and maps to an empty tuple.
+    Raises BadInput for a class that fuses on disk what it keeps apart in memory.
     """
-    state = dict(model.state_dict())
-    unsaved = set(tied_names(model)) | {name for name in state if name in (model._keys_to_ignore_on_save or ())}
-    return {
-        name: () if name in unsaved else tuple(sorted(revert_weight_conversion(model, {name: tensor})))
-        for name, tensor in state.items()
-    }
+    kept = _kept(model)
+    names: dict[str, tuple[str, ...]] = {name: (name,) if name in kept else () for name in model.state_dict()}
+    whole = saved_shapes(model)
+    if whole.keys() != kept.keys():  # something is renamed or split: ask for each tensor by itself what becomes of it
+        names |= {name: tuple(sorted(revert_weight_conversion(model, {name: kept[name]}))) for name in kept}
+        odd = whole.keys() ^ {one for found in names.values() for one in found}
+        if odd:
+            what = f"{type(model).__name__} stores {min(odd)} in a form that is not understood"
+            raise BadInput(what, "Use a model of another architecture")
+    return names
+
+
+def saved_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Name on disk → shape, for everything ``save_pretrained`` writes."""
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, _kept(model)).items()}
+
+
+def _kept(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    unsaved = {*tied_names(model), *(model._keys_to_ignore_on_save or ())}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in unsaved}
 
 
 def tied_names(model: PreTrainedModel) -> dict[str, str]:

@@ -68,11 +68,10 @@ def _stack(model: PreTrainedModel, prefix: str, config: dict[str, Any], disk: di
     assert isinstance(blocks, nn.ModuleList)
     depth = len(blocks)
     lists = tuple(key for key, value in config.items() if key != "architectures" and _is_layer_list(value, depth))
-    fields = tuple(
-        key
-        for key, value in config.items()
-        if type(value) is int and value == depth and _grown_depth(config, key, lists, prefix) == depth + 1
-    )
+    candidates = [key for key, value in config.items() if type(value) is int and value == depth]
+    if prefix.startswith("members."):
+        candidates = []  # an ensemble's members are counted in their own configs
+    fields = tuple(key for key in candidates if _grown_depth(config, key, lists, prefix) == depth + 1)
     runs, bounds = _other_counts(model, depth, fields, config)
     described = tuple(
         Block(
