@@ -18,7 +18,7 @@ from ract.aggregate.recipe import Recipe, TensorRecipe
 from ract.checkpoint.directory import ModelDirectory
 from ract.errors import BadInput
 from ract.model.anatomy import Anatomy, anatomy
-from ract.model.ensemble import MODES, EnsembleConfig
+from ract.model.ensemble_config import MODES, EnsembleConfig
 from ract.model.live import ENSEMBLE
 
 # Class of the ensemble → the classes whose outputs it can add.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from transformers import (
     DynamicCache,
     EncoderDecoderCache,
     GenerationMixin,
-    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import (
@@ -40,58 +39,14 @@ from transformers.utils import can_return_tuple
 
 from ract.errors import BadInput
 from ract.model.ensemble_cache import EnsembleCache
+from ract.model.ensemble_config import EnsembleConfig
 from ract.model.live import ENSEMBLE, live_config, model_class
-
-MODES = ("logits", "probabilities")
-# What generation and classification read from a config; taken from the first member.
-_SHARED_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
-    "is_encoder_decoder", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
-    "id2label", "label2id", "problem_type",
-)  # fmt: skip
-
-
-class EnsembleConfig(PretrainedConfig):
-    """*members*: the children's whole configs, each with its ``architectures``; *weights*: α; *mode*: see the module.
-
-    Raises BadInput: no members, not one weight for each, an unknown mode, or negative weights of probabilities.
-    """
-
-    model_type = ENSEMBLE
-
-    def __init__(
-        self,
-        members: Sequence[dict[str, Any]] | None = None,
-        weights: Sequence[float] | None = None,
-        mode: str = "logits",
-        **kwargs: Any,
-    ) -> None:
-        self.members = [dict(member) for member in members or ()]
-        count = len(self.members)
-        self.weights = [float(w) for w in weights] if weights is not None else [1.0 / max(count, 1)] * count
-        self.mode = mode
-        if len(self.weights) != count:
-            raise BadInput(
-                f"an ensemble of {count} members has {len(self.weights)} weights", "Give one for each member"
-            )
-        if mode not in MODES:
-            raise BadInput(f'"{mode}" is no mode of an ensemble', f"Known: {', '.join(MODES)}")
-        if mode == "probabilities" and min(self.weights, default=0.0) < 0:
-            raise BadInput("probabilities cannot be mixed with negative weights", 'Use mode "logits"')
-        if self.members:
-            first = live_config(self.members[0])
-            for name in _SHARED_FIELDS:
-                if kwargs.get(name) is None and getattr(first, name, None) is not None:
-                    kwargs[name] = getattr(first, name)
-        kwargs["tie_word_embeddings"] = False  # members tie their own
-        super().__init__(**kwargs)
 
 
 class _Ensemble(PreTrainedModel):
     config_class = EnsembleConfig
     base_model_prefix = ""
     _supports_sdpa = True
-    _supports_flash_attn = True
 
     def __init__(self, config: EnsembleConfig) -> None:
         super().__init__(config)
