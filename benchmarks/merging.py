@@ -6,6 +6,7 @@ Every contender runs in a process of its own, which imports everything first; ti
 sampled every 2 ms) are then taken of the merge alone. Inputs are in the page cache unless ``--cold`` evicts them before
 every run. The file-copy baseline reads all inputs and writes as many bytes as the result has. Nobody flushes to the
 disk except "ract aggregate", the whole command: configs checked, merge, result loaded and compared, hashes, fsync.
+Processor seconds (all threads, user and system) are given beside wall seconds because they bear other load better.
 """
 
 from __future__ import annotations
@@ -38,8 +39,19 @@ CASES = {
 }
 QUICK = {"4 × 4 MB fp32": (4, torch.float32, 128, 256, 4, 2000)}
 
-_WAIT = "print('READY', flush=True); input()\n"
-_DONE = "print(json.dumps({'seconds': time.perf_counter() - start}), flush=True)\n"
+_WAIT = """
+import resource
+def cpu_seconds():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+print("READY", flush=True)
+input()
+before = cpu_seconds()
+"""
+_DONE = """
+taken = {"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - before}
+print(json.dumps(taken), flush=True)
+"""
 ENGINE = (
     """
 import json, sys, time
@@ -60,9 +72,10 @@ engine.execute(merge.recipe(children, json.loads(weights)), children, Path(out))
 COMMAND = (
     """
 import json, sys, time
-import transformers
+from transformers import LlamaForCausalLM
 from ract.aggregate import verify
 from ract.aggregate.run import aggregate
+from ract.model import anatomy
 *paths, out, weights = sys.argv[1:]
 """
     + _WAIT
@@ -157,7 +170,7 @@ def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def run(python: str, script: str, paths: list[Path], out: Path, weights: list[float]) -> dict[str, float]:
-    """Run one contender; seconds and MiB of the merge, its imports excluded, and the MiB its imports take."""
+    """Run one contender: wall and processor seconds and MiB of the merge, imports excluded, and MiB of the imports."""
     arguments = [python, "-c", script, *map(str, paths), str(out), json.dumps(weights)]
     process = subprocess.Popen(
         arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -188,7 +201,7 @@ def run(python: str, script: str, paths: list[Path], out: Path, weights: list[fl
     drain.join()
     if process.returncode or not lines:
         raise SystemExit(f"a contender failed:\n{''.join(errors)[-2000:]}")
-    return {"seconds": json.loads(lines[-1])["seconds"], "peak_mib": peak[0] - base, "imported_mib": base}
+    return {**json.loads(lines[-1]), "peak_mib": peak[0] - base, "imported_mib": base}
 
 
 def anonymous_mib(pid: int) -> float:
@@ -254,6 +267,7 @@ def measure(name: str, shape: Any, options: argparse.Namespace, say: Callable[[s
         contender: {
             "seconds_median": statistics.median(one["seconds"] for one in own),
             "seconds_best": min(one["seconds"] for one in own),
+            "cpu_seconds_median": statistics.median(one["cpu_seconds"] for one in own),
             "peak_mib": max(one["peak_mib"] for one in own),
             "imported_mib": own[0]["imported_mib"],
             **found.get(contender, {}),
@@ -264,13 +278,14 @@ def measure(name: str, shape: Any, options: argparse.Namespace, say: Callable[[s
 
 
 def table(results: dict[str, Any]) -> str:
-    columns = ("median s", "best s", "× copies", "peak MiB", "error", "≠ fp64")
+    columns = ("median s", "best s", "× copies", "cpu s", "× copies", "peak MiB", "error", "≠ fp64")
     lines = [f"{'case':18} {'contender':15}" + "".join(f"{column:>10}" for column in columns)]
     for case, result in results.items():
-        copies = result["contenders"]["file copies"]["seconds_median"]
+        copies = result["contenders"]["file copies"]
         for contender, own in result["contenders"].items():
-            median, best, peak = own["seconds_median"], own["seconds_best"], own["peak_mib"]
-            line = f"{case:18} {contender:15}{median:10.2f}{best:10.2f}{median / copies:10.2f}{peak:10.1f}"
+            line = f"{case:18} {contender:15}{own['seconds_median']:10.2f}{own['seconds_best']:10.2f}"
+            line += f"{own['seconds_median'] / copies['seconds_median']:10.2f}{own['cpu_seconds_median']:10.2f}"
+            line += f"{own['cpu_seconds_median'] / copies['cpu_seconds_median']:10.2f}{own['peak_mib']:10.1f}"
             if "largest_error" in own:
                 line += f"{own['largest_error']:10.2e}{own['not_rounded_once']:10.2%}"
             lines.append(line)

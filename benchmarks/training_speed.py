@@ -1,8 +1,8 @@
 """Tokens a second of a ReAct training node against Hugging Face ``Trainer`` with its default settings.
 
 The same model, windows of text, batch and threads, in turn in one process. ``Trainer``'s defaults are fp32 and AdamW; a
-node trains with bf16 where the processor has it natively, and Muon for the matrices. AdamW alone is measured too, so that
-what comes from the precision and what from the optimizer can be told apart.
+node trains with bf16 where the processor has it natively, and Muon for the matrices. AdamW alone is measured
+too, so that what comes from the precision and what from the optimizer can be told apart.
 
     python benchmarks/training_speed.py            # writes benchmarks/results/training_speed.json
 """

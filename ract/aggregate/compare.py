@@ -250,7 +250,7 @@ def plot(comparison: Comparison, out: Path) -> Path:
     axes.set_xlabel(f"0 = {comparison.first.name},  1 = {comparison.second.name}")
     axes.set_ylabel("held-out loss (nats)")
     axes.set_title("Loss along the line between two models")
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)  # inside it would lie on the hump of some line
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=150)
     return out

@@ -15,8 +15,8 @@ class Method:
     """A method as ``ract list methods`` shows it; *where* is ``module:function`` of its recipe.
 
     *needs_base*: the common ancestor must be given, and reaches the recipe as ``base=``, its tensors being those of one
-    more child. *needs_data*: held-out batches reach the recipe as ``batches=``. *linear*: every tensor is a weighted sum
-    of the children's, so that the lineage can say what share each leaf has.
+    more child. *needs_data*: held-out batches reach the recipe as ``batches=``. *linear*: every tensor is a weighted
+    sum of the children's, so that the lineage can say what share each leaf has.
     """
 
     name: str

@@ -30,7 +30,7 @@ class TensorRecipe:
 
     *shape* and *dtype* (safetensors' spelling: F32, BF16, F16, I64, …) are those of the parent's tensor.
     *function*, where given, replaces the sum: it takes the terms' tensors, whole, in fp32 and in order, and returns the
-    parent's (slerp, TIES and other refinements that are not linear). *constant* is for a tensor no child has (a router).
+    parent's (slerp, TIES and other refinements that are not linear). *constant* is for what no child has (a router).
     """
 
     name: str

@@ -78,13 +78,20 @@ def read_lineage(directory: Path) -> Lineage | None:
     try:
         return Lineage.model_validate_json(path.read_bytes())
     except (ValidationError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not a lineage record", "Delete it to use the directory as a plain checkpoint") from error
+        raise BadInput(
+            f"{path} is not a lineage record", "Delete it to use the directory as a plain checkpoint"
+        ) from error
 
 
 def file_records(directory: Path) -> dict[str, FileRecord]:
     """Size and hash of every file in *directory* but ``lineage.json`` itself (and hidden files)."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != FILE_NAME)
-    return {p.relative_to(directory).as_posix(): FileRecord(size_bytes=p.stat().st_size, sha256=sha256_file(p)) for p in files}
+    files = sorted(
+        p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != FILE_NAME
+    )
+    return {
+        p.relative_to(directory).as_posix(): FileRecord(size_bytes=p.stat().st_size, sha256=sha256_file(p))
+        for p in files
+    }
 
 
 def content_hash(directory: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from ract.plan.quantities import show_count, show_size
 from ract.report.labels import Label, place_labels
@@ -22,7 +23,7 @@ WIDE, NARROW = 7.2, 3.4  # inches
 _LABELLED_ONE_BY_ONE = 14
 _LOG_FROM = 20.0
 _ATTEMPTS, _GROWTH = 5, 1.25
-_LEFT, _BOTTOM, _RIGHT, _TOP, _BETWEEN = 0.55, 0.5, 0.22, 0.1, 0.3  # inches around axes
+_LEFT, _BOTTOM, _RIGHT, _TOP, _BETWEEN = 0.6, 0.5, 0.22, 0.3, 0.3  # inches around axes
 
 
 def draw_all(record: Record, folder: Path) -> None:
@@ -71,7 +72,8 @@ def _draw_loss(record: Record, width: float, height: float) -> tuple[Figure, boo
     curves = _curves(record)
     ends = {curve.node.name: (curve.flops[-1], curve.loss[-1]) for curve in curves}
     lines: list[np.ndarray] = []
-    axes.set(xlabel="training FLOPs, with everything below", ylabel="valid loss, nats per token")
+    axes.set_xlabel("training FLOPs, with everything below")
+    _set_title(axes, "valid loss, nats per token")
     for curve in curves:
         (line,) = axes.plot(curve.flops, curve.loss, color=color_of(curve.node.method), linewidth=1.6)
         line.set(linestyle="--" if curve.node.name == record.baseline else "-")
@@ -115,7 +117,7 @@ def _draw_quality(record: Record, width: float, height: float) -> tuple[Figure, 
         _set_scale(axes, "x", values, show, start_at_zero=True)
         _set_scale(axes, "y", [n.bits_per_byte for n in record.nodes], lambda y: f"{y:g}")
         if axes is left or not beside:
-            axes.set_ylabel("test bits per byte")
+            _set_title(axes, f"{record.split} bits per byte")
         else:
             axes.tick_params(labelleft=False)
         x_of = dict(zip((n.name for n in record.nodes), values, strict=True))
@@ -161,6 +163,12 @@ def _names(
 def _place(axes: Axes, labels: list[Label], lines: Sequence[np.ndarray], width: float) -> bool:
     size = 8.0 if width >= WIDE else 7.0
     return place_labels(axes, labels, lines=lines, size=size, color=COLORS["ink"], line_color=COLORS["muted"])
+
+
+def _set_title(axes: Axes, text: str) -> None:
+    """What the vertical axis shows, written above it, where it takes no width."""
+    above = axes.transAxes + ScaledTranslation(0, 0.08, axes.figure.dpi_scale_trans)
+    axes.text(0, 1, text, transform=above, color=COLORS["muted"], va="bottom")
 
 
 def _set_scale(

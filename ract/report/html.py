@@ -104,12 +104,12 @@ def commands(record: Record) -> list[tuple[str, str]]:
     """What to try next, as (sentence, command); to be run in the folder that holds the report."""
     final = record[record.final]
     prompts = [sample.prompt for sample in record.samples if "\n" not in sample.prompt] or ["Once"]
-    compared = [final.path, *([record[record.baseline].path] if record.baseline else [])]
+    compared = [final, *([record[record.baseline]] if record.baseline else [])]
+    model, models = shlex.quote(final.path), shlex.join(node.path for node in compared)
     return [
-        ("Let the final node go on with a text of yours", f"ract generate {final.path} {shlex.quote(prompts[0])}"),
-        ("Measure it on a text of yours", f"ract evaluate {' '.join(compared)} --data FILE"),
-        ("See what is in it and where it comes from", f"ract inspect {final.path}"),
-        ("Edit the plan and go on: only what changed is made again", "ract build plan.toml -o ."),
+        ("Let the final node go on with a text of yours", f"ract generate {model} {shlex.quote(prompts[0])}"),
+        ("Measure it on a text of yours", f"ract evaluate {models} --data FILE"),
+        ("See what is in it and where it comes from", f"ract inspect {model}"),
     ]
 
 

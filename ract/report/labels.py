@@ -19,6 +19,7 @@ _DISTANCES = (5.5, 11, 20, 31, 43, 57, 73, 91, 111, 133, 157)  # points, from th
 # Where the label's centre lies from its point, in half widths and half heights: right, corners, left, above and below.
 _SIDES = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
 _SLID = tuple((x, y) for x in (0.5, -0.5, 0.85, -0.85) for y in (1, -1))
+_STEEP = tuple((x, y) for y in (3, -3, 5, -5) for x in (1, -1))
 _NEAR = 12.0  # beyond this many points a line joins a label to its point
 _ROOM = 2.0
 
@@ -37,13 +38,17 @@ def place_labels(
 ) -> bool:
     """Write *labels* into *axes* so that they overlap neither each other, nor a labelled point, nor *lines*.
 
-    *lines* are polylines in data coordinates, shape ``(n, 2)``. The limits and the place of *axes* must be final.
+    *lines* are polylines in data coordinates, shape ``(n, 2)``; one of a single point is a marker. The limits and the place of *axes* must be final.
     Returns False when there was no room for some label, which is then not written: draw a larger figure.
     """
+    if not labels:
+        return True
     scale = axes.figure.dpi / 72
     points = axes.transData.transform([(label.x, label.y) for label in labels])
-    taken = np.concatenate([points, *(_sampled(axes.transData.transform(line)) for line in lines)])
-    space = _Space(axes.get_window_extent(), taken, scale)
+    drawn = [axes.transData.transform(line) for line in lines]
+    markers = np.concatenate([points, *(line for line in drawn if len(line) == 1)])
+    taken = np.concatenate([markers, *map(_sampled, drawn)])
+    space = _Space(axes.get_window_extent(), taken, markers, scale)
     complete = True
     for label, point in zip(labels, points, strict=True):
         artist = axes.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size)
@@ -61,11 +66,12 @@ def place_labels(
 class _Space:
     """What is taken in one pair of axes, in pixels."""
 
-    def __init__(self, frame: Bbox, taken: Pixels, scale: float) -> None:
-        self.frame, self.taken, self.room = frame, taken, _ROOM * scale
+    def __init__(self, frame: Bbox, taken: Pixels, markers: Pixels, scale: float) -> None:
+        self.frame, self.taken, self.markers, self.room = frame, taken, markers, _ROOM * scale
         self.boxes: list[Box] = []
 
     def is_free(self, box: Box, leader: Pixels) -> bool:
+        """Whether a label may fill *box*, joined to its point (the last of *leader*, which may be empty)."""
         (left, bottom, right, top), frame, room = box, self.frame, self.room
         if left < frame.x0 or right > frame.x1 or bottom < frame.y0 or top > frame.y1:
             return False
@@ -77,7 +83,13 @@ class _Space:
                 return False
             if np.any((leader[:, 0] > l2) & (leader[:, 0] < r2) & (leader[:, 1] > b2) & (leader[:, 1] < t2)):
                 return False
-        return True
+        return not len(leader) or self._passes_no_marker(leader)
+
+    def _passes_no_marker(self, leader: Pixels) -> bool:
+        """Whether *leader* keeps away from markers, but those at its own point, so that no reader takes it for theirs."""
+        near = 2 * self.room
+        others = self.markers[np.linalg.norm(self.markers - leader[-1], axis=1) > near]
+        return not np.any(np.linalg.norm(others[:, None] - leader, axis=2) < near)
 
     def take(self, box: Box, leader: Pixels) -> None:
         self.boxes.append(box)
@@ -89,8 +101,9 @@ def _put(artist: Annotation, point: Pixels, space: _Space, scale: float) -> Pixe
     extent = artist.get_window_extent()
     half = np.array([extent.width, extent.height]) / 2
     for distance in _DISTANCES:
-        for across, up in (*_SIDES, *_SLID):
-            away = np.array([math.trunc(across), up]) * distance * scale / math.hypot(math.trunc(across), up)
+        for across, up in (*_SIDES, *_SLID, *_STEEP):
+            direction = np.array([math.trunc(across), np.sign(up)])
+            away = direction / np.linalg.norm(direction) * distance * scale
             centre = point + away + half * [across, up]
             low, high = centre - half, centre + half
             nearest = np.clip(point, low, high)

@@ -83,7 +83,7 @@ def find_corpus(run: Run) -> Path | None:
 def beginning(text: str) -> str:
     """The first words of the first line of *text* that has any; of a script without spaces, the first characters."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return " ".join(line.split()[:_PROMPT_WORDS])[:_PROMPT_CHARACTERS].strip().rstrip("\ufffd")
+    return " ".join(line.split()[:_PROMPT_WORDS])[:_PROMPT_CHARACTERS].rstrip("\ufffd ")
 
 
 def _generate(run: Run, record: Record, name: str, prompts: Sequence[str]) -> dict[str, str]:

@@ -78,6 +78,19 @@ class NodeRecord(Strict):
     stopped_early: bool = False
     vs_baseline: float | None = None
 
+    @model_validator(mode="after")
+    def _consistent(self) -> NodeRecord:
+        groups = self.weights.values() if isinstance(self.weights, dict) else [self.weights] if self.weights else []
+        losses = [self.weights_search.loss_children] if self.weights_search else []
+        if self.weights_search and self.weights_search.held_out_children is not None:
+            losses.append(self.weights_search.held_out_children)
+        several = len(self.parents) > 1  # copies of one parent have a weight each
+        if any(len(given) != len(self.parents) for given in losses) or (
+            several and any(len(given) != len(self.parents) for given in groups)
+        ):
+            raise ValueError(f"{self.name} has {len(self.parents)} parents and another number of weights or losses")
+        return self
+
 
 class Sample(Strict):
     """What *node* (called *key* by its content) wrote after *prompt*."""

@@ -57,15 +57,13 @@ def tree_figure(record: Record) -> Figure:
 
 def edge_label(node: NodeRecord, index: int) -> str:
     """What stands on the edge from the parent *index* to *node*: its α, or how many copies of it were stacked."""
-    if isinstance(node.weights, dict):
-        shares = [alpha[index] for alpha in node.weights.values() if len(alpha) == len(node.parents)]
-        low, high = f"{min(shares, default=0):.2f}", f"{max(shares, default=0):.2f}"
-        return "" if not shares else f"α {low}" if low == high else f"α {low}–{high}"
-    if node.weights is None:
+    groups = list(node.weights.values()) if isinstance(node.weights, dict) else [node.weights] if node.weights else []
+    if not groups:
         return ""
-    if len(node.parents) == 1 and len(node.weights) > 1:
-        return f"× {len(node.weights)}"
-    return f"α {node.weights[index]:.2f}"
+    if len(node.parents) == 1 and len(groups[0]) > 1:
+        return f"× {len(groups[0])}"
+    low, high = (f"{end(alpha[index] for alpha in groups):.2f}" for end in (min, max))
+    return f"α {low}" if low == high else f"α {low}–{high}"
 
 
 def _lines(node: NodeRecord) -> list[str]:

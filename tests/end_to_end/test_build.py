@@ -21,6 +21,13 @@ from ract.tree.build import Run, Watcher, build
 from tests.plans import plan_text, write_text_corpus
 
 
+BUILD = """
+import sys
+from ract.tree.build import build
+build(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]), checkpoint_seconds=0)
+"""
+
+
 class Recorder(Watcher):
     """Which nodes a build made."""
 
@@ -145,8 +152,7 @@ def test_a_worker_killed_anywhere_leaves_a_build_that_goes_on(
 @SLOW
 def test_a_killed_command_goes_on_where_it_stopped(run: Run, plan: Path, folder: Path) -> None:
     target = folder / "killed-command"
-    code = "import sys; from ract.tree.build import build; build(sys.argv[1], sys.argv[2], workers=2, checkpoint_seconds=0)"
-    command = [sys.executable, "-c", code, str(plan), str(target)]
+    command = [sys.executable, "-c", BUILD, str(plan), str(target), "2"]
     for checkpoint in ("work/*/checkpoint-*.json", "nodes/level-1-branch-1-*"):
         process = subprocess.Popen(command)
         deadline = time.monotonic() + 120
@@ -163,7 +169,8 @@ def test_a_failing_node_stops_the_build_and_keeps_the_rest(plan: Path, folder: P
     target = folder / "diverging"
     wild = folder / "wild.toml"
     wild.write_text(plan_text(folder / "text.txt").replace(
-        "heal = { tokens = 3072 }", 'heal = { tokens = 3072, lr = 1e30, grad_clip = 0.0, warmup = 0.0, optimizer = "adamw" }'
+        "heal = { tokens = 3072 }",
+        'heal = { tokens = 3072, lr = 1e30, grad_clip = 0.0, warmup = 0.0, optimizer = "adamw" }',
     ), encoding="utf-8")  # fmt: skip
     with pytest.raises(
         RactError, match=r"no longer finite at step \d+ of 12 .*Try a lower lr|valid loss is not finite"
@@ -194,8 +201,7 @@ def test_bad_input_is_said_before_any_training(folder: Path, change: tuple[str, 
 @SLOW
 def test_processes_do_not_outlive_their_build(plan: Path, folder: Path) -> None:
     target = folder / "orphans"
-    code = "import sys; from ract.tree.build import build; build(sys.argv[1], sys.argv[2], workers=1, checkpoint_seconds=0)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(plan), str(target)])
+    process = subprocess.Popen([sys.executable, "-c", BUILD, str(plan), str(target), "1"])
     while not list(target.glob("work/*/checkpoint-*.json")) and process.poll() is None:
         time.sleep(0.02)
     children = _children(process.pid)

@@ -1,0 +1,171 @@
+"""Finished builds without training: a real graph, and lineages with made-up measures in its node directories."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from ract.checkpoint.directory import write_lineage, write_text
+from ract.checkpoint.lineage import Cost, Lineage, Parent, content_hash
+from ract.plan.derive import build_graph
+from ract.plan.graph import Graph, Node
+from ract.plan.schema import load_plan
+from ract.report.record import describe
+from ract.report.schema import Record
+from ract.tree.build import Run
+from ract.tree.job import node_directory, node_keys
+
+HEAD = """
+name = "synthetic"
+prompts = ["once", "upon a time"]
+[data]
+train = ["stdlib"]
+[tokenizer]
+vocab_size = 300
+[train]
+batch_tokens = 256
+block_size = 64
+[compact]
+hidden_size = 32
+num_hidden_layers = 2
+train = { tokens = 8192 }
+"""
+SMALL = """
+[[level]]
+method = "merge"
+members = 2
+branch = { tokens = 1024 }
+weights = "learned"
+[[level]]
+method = "stack"
+copies = 2
+heal = { tokens = 8192 }
+"""
+SIXTEEN_LEAVES = (
+    """
+[[level]]
+method = "ensemble"
+members = 4
+"""
+    + 2 * '[[level]]\nmethod = "stack"\nmembers = 2\nheal = { tokens = 4096 }\n'
+    + '[[level]]\nmethod = "stack"\ncopies = 2\nheal = { tokens = 8192 }\n'
+)
+DIGEST = "d" * 64
+
+
+def synthetic_run(folder: Path, levels: str = SMALL, *, extra: str = "", better_baseline: bool = False) -> Run:
+    """A run in *folder* whose nodes hold lineages that a build could have written, and tiny files for weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan_file = folder / "plan.toml"
+    plan_file.write_text(HEAD + levels + extra, encoding="utf-8")
+    plan = load_plan(plan_file)
+    graph = build_graph(plan, 100_000)
+    keys = node_keys(graph, DIGEST, plan.compact.max_position_embeddings)
+    run = Run(folder, plan, graph, {node.name: node_directory(folder, node.name, keys[node.name]) for node in graph})
+    draw = random.Random(0)
+    loss: dict[str, float] = {}
+    for node in graph:
+        below = min((loss[p] for p in node.parents), default=3.2 if node.name == graph.baseline else 4.0)
+        change = {"leaf": 0.0, "branch": -0.2, "heal": -0.8, "stack": 0.3, "baseline": -1.0 if better_baseline else 0.0}
+        loss[node.name] = below + change.get(node.method, -0.1) + draw.gauss(0, 0.02)
+        write_node(run, node, keys[node.name], loss[node.name])
+    write_corpus(run)
+    return run
+
+
+def write_node(run: Run, node: Node, key: str, nats: float) -> None:
+    """The directory of *node* with a lineage that says it was measured at *nats* per token."""
+    directory = run.directories[node.name]
+    directory.mkdir(parents=True)
+    (directory / "model.safetensors").write_bytes(key.encode() * (node.shape.parameters // 1000))
+    (directory / "config.json").write_text("{}", encoding="utf-8")
+    parents = [run.directories[p] for p in node.parents]
+    alpha = None
+    metrics: dict[str, object] = {"split": "test", "nats_per_token": nats, "perplexity": 2.718**nats}
+    metrics |= {"bits_per_byte": nats / 2, "tokens": 1024, "bytes": 2890}
+    if node.train is not None:
+        metrics |= {"history": history(node.train.tokens, nats), "best_step": 1, "stopped_early": False}
+    if node.aggregate is not None:
+        count = len(parents) * node.aggregate.copies
+        alpha = [1 / count] * count
+        if node.aggregate.weights == "learned":
+            each = [nats + 0.1] * len(parents)
+            metrics["weights"] = {"chosen": "learned", "loss": nats, "loss_uniform": nats + 0.05, "loss_children": each}
+            metrics["weights"] |= {"held_out_loss": nats, "held_out_uniform": nats, "held_out_children": each}  # type: ignore[operator]
+    write_lineage(
+        directory,
+        Lineage(
+            name=node.name,
+            node=key,
+            level=node.level,
+            method=node.method,
+            weights=alpha,
+            parents=[Parent(name=p.name, content=content_hash(p)) for p in parents],
+            leaves={content_hash(p): a for p, a in zip(parents, alpha, strict=True)}
+            if alpha and node.method == "merge"
+            else {},
+            plan=node.content(),
+            cost=Cost(
+                tokens=node.train.tokens if node.train else 0,
+                flops=run.graph.own_flops(node.name),
+                seconds=2.5,
+                total_flops=run.graph.total_flops(node.name),
+            ),
+            metrics_after=metrics,
+        ),
+    )
+
+
+def history(tokens: int, nats: float) -> list[dict[str, float]]:
+    """Eight rows that fall to *nats*."""
+    return [
+        {
+            "step": i,
+            "tokens": tokens * i // 8,
+            "train_loss": nats + 1 - i / 8,
+            "valid_loss": nats + 2 * (1 - i / 8) ** 2,
+            "seconds": i / 4,
+        }
+        for i in range(1, 9)
+    ]
+
+
+def write_corpus(run: Run) -> None:
+    """Two corpora, one of them that of the nodes, as an edited plan leaves them behind."""
+    for name, digest, tokens in (("corpus-0", "0" * 64, 7), ("corpus-1", DIGEST, 100_000)):
+        per_split = {"train": tokens, "valid": 10, "test": 10}
+        record = {"digest": digest, "tokens": per_split, "bytes": per_split, "documents": per_split}
+        folder = run.path / "data" / name
+        folder.mkdir(parents=True)
+        write_text(
+            folder / "corpus.json", json.dumps({**record, "sources": {s: ["stdlib"] for s in per_split}, "format": 1})
+        )
+
+
+def with_long_names(record: Record, length: int = 40) -> Record:
+    """*record* with every node's name made *length* characters long."""
+    value = json.loads(record.model_dump_json())
+    new = {node["name"]: f"{node['name']}-{'x' * length}"[:length] for node in value["nodes"]}
+    assert len(set(new.values())) == len(new)
+    for node in value["nodes"]:
+        node |= {"name": new[node["name"]], "parents": [new[p] for p in node["parents"]]}
+    value |= {"final": new[value["final"]], "baseline": value["baseline"] and new[value["baseline"]]}
+    return Record.model_validate(value)
+
+
+def synthetic_record(folder: Path, levels: str = SMALL) -> Record:
+    """The record of :func:`synthetic_run`."""
+    return describe(synthetic_run(folder, levels))
+
+
+def expected_total(graph: Graph, name: str, own: dict[str, float]) -> float:
+    """FLOPs of *name* and everything below, each node once, counted by walking the parents."""
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            waiting += [*graph[current].parents, *graph[current].teachers]
+    return sum(own[n] for n in seen)
