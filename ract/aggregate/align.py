@@ -28,12 +28,12 @@ from ract.aggregate.loaded import (
     mean_loss,
     parameters,
     probe,
-    quiet,
     same_shapes,
 )
 from ract.aggregate.permutation import KINDS, RESIDUAL, Permutation, Symmetries, best_assignment, symmetries
 from ract.checkpoint.directory import open_model, publish, write_lineage
 from ract.checkpoint.lineage import Cost, Lineage, Parent, content_hash, read_lineage
+from ract.checkpoint.live import quiet
 from ract.errors import BadInput, RactError
 from ract.model.anatomy import anatomy
 

@@ -7,17 +7,14 @@ Their parameters stay memory-mapped in their own dtype, so N children cost one w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch.func import functional_call
 
-from ract.checkpoint.directory import open_model
+from ract.checkpoint.live import load_model
 from ract.errors import BadInput
-from ract.model.live import model_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,24 +30,9 @@ def load(path: str | os.PathLike[str]) -> PreTrainedModel:
     Raises BadInput when ``transformers`` has no such class, or when a tensor is missing or has another shape: a head
     made up at random would be measured as if it were trained.
     """
-    directory = open_model(path)
-    cls = model_class(directory.config)
-    with quiet():
-        try:
-            model, info = cls.from_pretrained(
-                directory.path, dtype="auto", local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"{directory.path} does not open as {cls.__name__}: {reason}") from error
-    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if wrong:
-        raise BadInput(
-            f"{directory.path} has no usable tensor {wrong[0]}, which {cls.__name__} needs",
-            "Name the class the weights were saved from in config.json under architectures",
-        )
+    model = load_model(path)
     model.config.use_cache = False  # a cache costs memory and gives nothing when whole sequences are scored
-    return model.eval()
+    return model
 
 
 def parameters(model: PreTrainedModel) -> Parameters:
@@ -121,17 +103,3 @@ def probe(model: PreTrainedModel, length: int = 12) -> Parameters:
     ids = torch.randint(1, model.config.get_text_config().vocab_size, (2, length), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return {**inputs, "decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else inputs
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars: progress is the caller's to draw."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

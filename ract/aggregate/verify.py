@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ import torch
 
 from ract.aggregate.recipe import Recipe, TensorRecipe
 from ract.checkpoint.directory import ModelDirectory, open_model
+from ract.checkpoint.live import quiet
 from ract.checkpoint.tensors import DTYPES, FLOATS, TensorInfo, TensorReader
 from ract.errors import BadInput, RactError
 
@@ -99,7 +98,7 @@ def load(parent: ModelDirectory) -> PreTrainedModel:
     """*parent* in the class its config names; RactError for missing, unexpected or misshapen tensors."""
     from ract.model.live import model_class
 
-    with _quiet():
+    with quiet():
         model, info = model_class(parent.config).from_pretrained(
             parent.path, dtype="auto", local_files_only=True, output_loading_info=True, use_safetensors=True
         )
@@ -108,23 +107,6 @@ def load(parent: ModelDirectory) -> PreTrainedModel:
         if wrong:
             raise RactError(f"the result does not load cleanly: {kind.replace('_', ' ')}: {', '.join(wrong[:3])}")
     return model.eval()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -49,13 +50,17 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars: progress is the caller's to draw."""
+    """Without transformers' progress bars and remarks: what is wrong is raised, progress is the caller's to draw."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        if shown:
+        logging.set_verbosity(level)
+        if bars:
             logging.enable_progress_bar()

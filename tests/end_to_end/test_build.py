@@ -20,7 +20,6 @@ from ract.plan.graph import Graph
 from ract.tree.build import Run, Watcher, build
 from tests.plans import plan_text, write_text_corpus
 
-
 BUILD = """
 import sys
 from ract.tree.build import build
