@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Alpha = list[float] | dict[str, list[float]]
 Asked = str | Sequence[float] | Mapping[str, Sequence[float]]
 Batches = Sequence[Mapping[str, Any]]
+# Files give at most so many batches (of 8 × 256 tokens): more make the search slower and α hardly better.
+LIMIT = 24
 _TOLERANCE = 1e-6
 
 

@@ -82,6 +82,28 @@ def test_every_node_is_a_plain_checkpoint_with_its_lineage(run: Run) -> None:
     assert final.metrics_after["bits_per_byte"] < leaf.metrics_after["bits_per_byte"]
 
 
+def test_the_final_model_needs_nothing_of_ours(run: Run, tmp_path: Path) -> None:
+    """Plain transformers, in a process that never sees this package, gives the same logits."""
+    from ract.checkpoint.live import load_model
+
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        ours = load_model(run.final)(input_ids=ids).logits
+    code = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], local_files_only=True)
+with torch.inference_mode():
+    save_file({"logits": model(input_ids=torch.arange(40)[None]).logits}, sys.argv[2])
+assert "ract" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(run.final), str(tmp_path / "plain")], check=True)
+    from safetensors.torch import load_file
+
+    assert torch.equal(load_file(tmp_path / "plain")["logits"], ours)
+
+
 def test_merged_and_stacked_nodes_keep_their_laws(run: Run) -> None:
     from safetensors.torch import load_file
 
