@@ -21,7 +21,8 @@ _SIDES = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
 _SLID = tuple((x, y) for x in (0.5, -0.5, 0.85, -0.85) for y in (1, -1))
 _STEEP = tuple((x, y) for y in (3, -3, 5, -5) for x in (1, -1))
 _NEAR = 12.0  # beyond this many points a line joins a label to its point
-_ROOM = 2.0
+_ROOM = 2.0  # points around a label that stay free
+_MARKER = 1.8  # the same around markers, whose own size counts, as a multiple
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ def place_labels(
 ) -> bool:
     """Write *labels* into *axes* so that they overlap neither each other, nor a labelled point, nor *lines*.
 
-    *lines* are polylines in data coordinates, shape ``(n, 2)``; one of a single point is a marker. The limits and the place of *axes* must be final.
+    *lines* are polylines in data coordinates, shape ``(n, 2)``; one of a single point is a marker. The limits and the
+    place of *axes* must be final.
+
     Returns False when there was no room for some label, which is then not written: draw a larger figure.
     """
     if not labels:
@@ -75,9 +78,9 @@ class _Space:
         (left, bottom, right, top), frame, room = box, self.frame, self.room
         if left < frame.x0 or right > frame.x1 or bottom < frame.y0 or top > frame.y1:
             return False
-        x, y = self.taken.T
-        if np.any((x > left - room) & (x < right + room) & (y > bottom - room) & (y < top + room)):
-            return False
+        for (x, y), near in ((self.taken.T, room), (self.markers.T, _MARKER * room)):
+            if np.any((x > left - near) & (x < right + near) & (y > bottom - near) & (y < top + near)):
+                return False
         for l2, b2, r2, t2 in self.boxes:
             if left < r2 + room and right > l2 - room and bottom < t2 + room and top > b2 - room:
                 return False
@@ -86,7 +89,7 @@ class _Space:
         return not len(leader) or self._passes_no_marker(leader)
 
     def _passes_no_marker(self, leader: Pixels) -> bool:
-        """Whether *leader* keeps away from markers, but those at its own point, so that no reader takes it for theirs."""
+        """Whether *leader* keeps away from markers other than its own, so that nobody takes it for theirs."""
         near = 2 * self.room
         others = self.markers[np.linalg.norm(self.markers - leader[-1], axis=1) > near]
         return not np.any(np.linalg.norm(others[:, None] - leader, axis=2) < near)
