@@ -143,7 +143,11 @@ def test_shares_by_group_and_the_search_for_them_are_tabled(record: Record) -> N
     text = Page(render(record.model_copy(update={"nodes": nodes, "samples": []}))).text
     assert "0.125 to 0.250" in text and "decoder.0" in text and "chosen (learned)" in text
     search = record["level-1-merge"].weights_search
-    assert search is not None and f"{search.loss_uniform:.4f}" in text
+    assert search is not None
+    one = record["level-1-merge"].model_copy(update={"weights_search": search.model_copy(update={"chosen": "child 1"})})
+    nodes = [one if n.name == one.name else n for n in record.nodes]
+    assert "chosen (level-1-branch-2)" in Page(render(record.model_copy(update={"nodes": nodes}))).text
+    assert f"{search.loss_uniform:.4f}" in text
 
 
 def test_a_report_without_baseline_samples_history_or_corpus_is_whole(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def test_samples_are_made_for_the_nodes_that_tell_the_story_and_kept_while_nodes
             return [f" by {self.path.name}", f" after {prompt}"]
 
     monkeypatch.setattr("ract.runtime.generate.TextGenerator", Writer)
+    monkeypatch.setattr("ract.report.record.redraw", lambda run: None)
     record = write_report(run)
     assert [s["node"] for s in record["samples"][::2]] == ["leaf", "level-2-stack", "level-2-heal", "baseline"]
     assert [s["prompt"] for s in record["samples"][:2]] == ["once", "upon a time"]

@@ -162,8 +162,9 @@ def _search_rows(node: NodeRecord) -> list[tuple[str, float, float | None]]:
         return []
     held_out: Sequence[float | None] = search.held_out_children or [None] * len(search.loss_children)
     children = zip(node.parents, search.loss_children, held_out, strict=True)
+    single = dict(zip((f"child {i}" for i in range(len(node.parents))), node.parents, strict=True))
     return [
-        (f"chosen ({search.chosen})", search.loss, search.held_out_loss),
+        (f"chosen ({single.get(search.chosen, search.chosen)})", search.loss, search.held_out_loss),
         ("uniform", search.loss_uniform, search.held_out_uniform),
         *((f"{name} alone", loss, held) for name, loss, held in children),
     ]
