@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ract.cost import Shape, derive_shape
 from ract.data.batches import training_batch
@@ -71,6 +71,7 @@ def trainer_speed(shape: Shape, spec: TrainSpec, tokens: np.ndarray, **settings:
                 disable_tqdm=True, use_cpu=True, logging_strategy="no", **settings,
             )  # fmt: skip
             trainer = Trainer(model, arguments, train_dataset=Windows(tokens, spec.block_size, rows * steps))
+            trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
             trainer.train()
             seconds.append(time.perf_counter() - started)
@@ -109,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="a build gives a node one thread on two cores")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []

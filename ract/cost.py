@@ -127,11 +127,12 @@ def derive_shape(
     head_dim: int | None = None,
     intermediate_size: int | None = None,
 ) -> Shape:
-    """Fill in what the dials leave open: heads of 32 (64 from width 512 on), two or three to a key-value head, SwiGLU.
+    """Fill in what the dials leave open: heads of 64 (32 where 64 does not fit), two or three to
+    a key-value head, SwiGLU.
 
     Raises ValueError where the numbers contradict each other (heads that do not divide).
     """
-    head_dim = head_dim or (64 if hidden_size >= 512 else min(32, hidden_size))
+    head_dim = head_dim or (64 if hidden_size >= 128 and hidden_size % 64 == 0 else min(32, hidden_size))
     heads = num_attention_heads or max(1, hidden_size // head_dim)
     if num_key_value_heads is None:
         num_key_value_heads = next((heads // share for share in (2, 3) if heads % share == 0), heads)

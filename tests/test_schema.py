@@ -24,7 +24,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     place: Any = plan
     for part in parents:
         place = place[int(part)] if part.isdigit() else place.setdefault(part, {})
-    place[last] = value
+    place[int(last) if last.isdigit() else last] = value
     return plan
 
 
@@ -56,6 +56,8 @@ def test_quantities_are_read_as_people_write_them() -> None:
         ("level.0.members", 1, "at least 2"),
         ("level.0.copies", 2, "either members or copies"),
         ("level.0.branch", None, "shared ancestor"),
+        ("level.0", {"method": "stack", "copies": 2, "weights": "learned"}, "copies of one model are equal"),
+        ("level.0", {"method": "ensemble", "members": 2, "weights": "learned"}, "learned for merge"),
         ("level.0.branch.epochs", 1.0, "not both"),
         ("level.0.branch.each", {"lr": [1e-3]}, "1 values for 2 members"),
         ("tree", {"compact_models": 4}, "not both"),

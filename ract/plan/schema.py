@@ -144,6 +144,10 @@ class LevelTable(Table):
             raise ValueError("a level aggregates at least 2 models")
         if self.copies is not None and self.method in ("merge", "ensemble"):
             raise ValueError(f"copies of one model have nothing to {self.method}: use members")
+        if self.copies is not None and self.weights != "uniform":
+            raise ValueError("copies of one model are equal, whatever their weights: leave weights out")
+        if self.weights == "learned" and self.method != "merge":
+            raise ValueError(f"α can be learned for merge, not for {self.method}: give the weights, or use uniform")
         if self.copies is not None and self.branch is not None:
             raise ValueError("copies are not trained apart: use members with branch")
         if self.method == "merge" and self.branch is None:

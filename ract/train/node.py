@@ -22,12 +22,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ract.data.batches import training_batch, window_count
 from ract.errors import BadInput, NonFiniteLoss
 from ract.plan.graph import TrainSpec
-from ract.train.device import autocast_dtype
+from ract.train.device import autocast_dtype, prefers_plain_attention
 from ract.train.losses import distillation_loss, next_token_loss, squared_norm
 from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimizers, set_lr, wsd_multiplier
 from ract.train.state import Progress, load_checkpoint, save_checkpoint
 
 VALID_TOKENS = 16_384
+_PLAIN_ATTENTION = ("qwen3", "qwen3_moe", "llama", "mixtral")
 
 Report = Callable[[str, int, int], None]
 
@@ -76,6 +77,8 @@ class TrainingRun:
         self.device = self.accelerator.device
         self.dtype = autocast_dtype(spec.precision, self.device)
         self.plain = model.to(self.device)
+        if prefers_plain_attention(self.device, self.dtype, spec.block_size):
+            _use_plain_attention(model, *self.teachers.models)
         for teacher in self.teachers.models:
             teacher.to(self.device).eval().requires_grad_(False)
         self.model = self.accelerator.prepare(model) if self.accelerator.num_processes > 1 else model
@@ -262,3 +265,10 @@ class TrainingRun:
             for name, parameter in self.average.module.named_parameters():
                 parameter.copy_(parts["average"][name])
             self.average.n_averaged.copy_(tensors["averaged"])
+
+
+def _use_plain_attention(*models: nn.Module) -> None:
+    """A choice for this process only: it is not part of what ``save_pretrained`` writes."""
+    for model in models:
+        if getattr(getattr(model, "config", None), "model_type", "") in _PLAIN_ATTENTION:
+            model.set_attn_implementation("eager")  # type: ignore[operator]

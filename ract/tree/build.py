@@ -151,6 +151,7 @@ def _jobs(
             test_tokens=plan.data.test_tokens,
             parents={p: str(directories[p]) for p in node.parents},
             teachers=tuple(str(directories[t]) for t in node.teachers),
+            own_flops=graph.own_flops(node.name),
             total_flops=graph.total_flops(node.name),
         )
         for node in graph

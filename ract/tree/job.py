@@ -23,7 +23,8 @@ class Job:
     """Make *node*, called *key* by its content, from the directories in *parents* (name → path) into *out*.
 
     *corpus* is a prepared corpus, *work* a folder for checkpoints that outlives a kill, *teachers* the directories of
-    the models that teach a healing run, in the order of the parents of the aggregated node.
+    the models that teach a healing run, in the order of the parents of the aggregated node. *own_flops* and
+    *total_flops* are what the plan says this node takes, alone and with everything below.
     """
 
     node: Node
@@ -37,6 +38,7 @@ class Job:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     parents: Mapping[str, str] = field(default_factory=dict)
     teachers: tuple[str, ...] = ()
+    own_flops: float = 0.0
     total_flops: float = 0.0
 
     def to_json(self) -> str:

@@ -49,6 +49,7 @@ def train(
         threads=threads or max(1, processors() // processes),
         max_position_embeddings=table.compact.max_position_embeddings,
         test_tokens=table.data.test_tokens,
+        own_flops=graph.own_flops(graph.final),
         total_flops=graph.total_flops(graph.final),
     )
     if int(os.environ.get("RANK", "0")) > 0:

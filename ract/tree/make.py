@@ -45,8 +45,11 @@ def make(job: Job, report: Report) -> Path:
     with held(work), publish(Path(job.out), force=True) as staging:
         lineage = _train(job, corpus, staging, report) if job.node.train else _aggregate(job, corpus, staging, report)
         report("measure", 0, 1)
+        below = job.total_flops - job.own_flops
         measured = _measure(staging, corpus, job.test_tokens)
-        cost = lineage.cost.model_copy(update={"seconds": time.monotonic() - started, "total_flops": job.total_flops})
+        cost = lineage.cost.model_copy(
+            update={"seconds": time.monotonic() - started, "total_flops": below + lineage.cost.flops}
+        )
         if job.node.train is not None:  # a run that was resumed counts the seconds before the kill too
             cost = cost.model_copy(update={"seconds": lineage.cost.seconds})
         write_lineage(
@@ -89,7 +92,7 @@ def _train(job: Job, corpus: Corpus, staging: Path, report: Report) -> Lineage:
     outcome = _training_run(job, model, corpus, observed).run()
     model.save_pretrained(staging)
     copy_tokenizer(corpus.tokenizer_dir, staging)
-    flops = job.node.shape.train_flops_per_token(spec.block_size, spec.batch_tokens, spec.optimizer) * outcome.tokens
+    flops = job.own_flops * outcome.tokens / spec.tokens  # less than planned where the run stopped early
     progress = outcome.progress
     return Lineage(
         method=job.node.method,
@@ -148,11 +151,8 @@ def _aggregate(job: Job, corpus: Corpus, staging: Path, report: Report) -> Linea
         weights = [1 / len(children)] * len(children)
     recipe = method(spec.method).recipe(children, weights)
     execute(recipe, children, staging, progress=report)
-    flops = 0.0
     metrics: dict[str, Any] = {}
     if learned is not None:
-        tokens = 3 * LEARN_STEPS * LEARN_BATCH_TOKENS + (len(children) + 2) * spec.weights_tokens
-        flops = job.node.shape.forward_flops_per_token(WEIGHTS_BLOCK) * tokens
         metrics["weights"] = {
             "chosen": learned.chosen,
             "loss": learned.loss,
@@ -168,7 +168,7 @@ def _aggregate(job: Job, corpus: Corpus, staging: Path, report: Report) -> Linea
         weights=recipe.weights,
         parents=_parents(job),
         leaves=effective_leaves([child.path for child in children], alpha) if alpha else {},
-        cost=Cost(flops=flops),
+        cost=Cost(flops=job.own_flops),
         metrics_after=metrics,
     )
 
