@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 
 CHUNK_ELEMENTS = 1 << 17
 _LEAST_ELEMENTS = 1 << 12
-_THREADS = min(2, os.cpu_count() or 1)
+_THREADS = min(4, os.cpu_count() or 1)
 # A function holds its inputs in fp32, as much again for what it derives from them, and a few tensors of its own.
 _FUNCTION_COPIES, _FUNCTION_EXTRA = 2, 4
 
