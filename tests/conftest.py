@@ -12,6 +12,8 @@ from hypothesis import settings
 settings.register_profile("ract", deadline=None, derandomize=True)
 settings.load_profile("ract")
 
+# Two test processes share two cores: one thread each, set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

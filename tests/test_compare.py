@@ -61,6 +61,7 @@ def test_a_branch_can_be_merged(models: dict[str, Path]) -> None:
     assert compare(models["base"], models["branch"]).recommendation == "merge"
 
 
+@pytest.mark.slow
 def test_a_permuted_copy_must_be_aligned_first(models: dict[str, Path]) -> None:
     found = compare(models["branch"], models["permuted"], batches=BATCHES, points=5)
     assert found.recommendation == "align"
@@ -78,6 +79,7 @@ def test_models_from_different_seeds_are_no_merge(models: dict[str, Path], tmp_p
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_relatives_with_a_barrier_are_for_upcycling(models: dict[str, Path], tmp_path: Path) -> None:
     parents = [Parent(name="ancestor", content="a" * 64)]
     for name in ("base", "stranger"):

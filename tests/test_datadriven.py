@@ -65,6 +65,7 @@ def test_fisher_is_the_formula(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_regmean_reproduces_outputs_better_than_the_average(tmp_path: Path) -> None:
     models, data = children(tmp_path, "GPT-2"), batches(8)
     inputs: list[list[torch.Tensor]] = []
@@ -91,6 +92,7 @@ def test_regmean_reproduces_outputs_better_than_the_average(tmp_path: Path) -> N
     assert error["regmean"] < 0.9 * error["average"]
 
 
+@pytest.mark.slow
 def test_the_soup_keeps_what_helps_and_says_so(tmp_path: Path) -> None:
     model, data = pico("Qwen3"), batches(2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

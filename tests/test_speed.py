@@ -43,6 +43,7 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
     assert peak.bytes - idle.bytes > 60 << 20
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(directory: Path) -> None:
     found = measure_alone(directory, **SHORT, threads=1)
     assert found.keys() == measure(directory, **SHORT).keys()

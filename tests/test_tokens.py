@@ -139,6 +139,7 @@ prepare(spec, Path(sys.argv[2]), vocab_size=300, block_size=16, progress=progres
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_waits_and_takes_over_when_the_first_is_killed(tmp_path: Path) -> None:
     source = text_file(tmp_path / "text.txt")
     command = [sys.executable, "-c", PREPARE, str(source), str(tmp_path / "cache")]

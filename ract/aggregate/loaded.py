@@ -44,7 +44,7 @@ def same_shapes(children: Sequence[Parameters], paths: Sequence[Any]) -> None:
     """BadInput unless all children have the same parameters in the same shapes."""
     first = children[0]
     for path, child in zip(paths[1:], children[1:], strict=True):
-        for name in first.keys() | child.keys():
+        for name in dict.fromkeys([*first, *child]):
             if name not in first or name not in child:
                 owner = paths[0] if name in first else path
                 raise BadInput(
