@@ -150,6 +150,7 @@ def create(folder: Path, shape: tuple[int, torch.dtype, int, int, int, int]) -> 
         tensors = {name: torch.randn(size, generator=generator).mul_(0.02).to(dtype) for name, size in _shapes(config)}
         write_tensors(path, tensors)
         paths.append(path)
+    os.sync()  # or the first runs would share the disk with the writing of their own inputs
     return paths
 
 
