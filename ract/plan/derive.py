@@ -236,8 +236,7 @@ class _Builder:
     def _spec(self, stage: TrainTable, shape: Shape, share: str, *, last: bool, among: int = 1) -> TrainSpec:
         values = {**TRAIN_DEFAULTS, "decay": FINAL_DECAY if last else 0.0, **_given(self.plan.train), **_given(stage)}
         tokens = self._tokens(stage, values, shape, share, among)
-        fields = {k: v for k, v in values.items() if k in TrainSpec.__dataclass_fields__}
-        return _whole_steps(TrainSpec(**{**fields, "tokens": tokens}))
+        return _whole_steps(TrainSpec(**values, tokens=tokens))
 
     def _tokens(self, stage: TrainTable, values: dict[str, Any], shape: Shape, share: str, among: int) -> int:
         tokens, epochs = getattr(stage, "tokens", None), getattr(stage, "epochs", None)
@@ -279,10 +278,9 @@ def _baseline(plan: Plan, graph: Graph, builder: _Builder) -> Node:
     final = graph[graph.final].shape
     shape = final if final.experts == final.members == 1 else shape_for_parameters(final.vocab_size, final.parameters)
     values = {**TRAIN_DEFAULTS, "decay": FINAL_DECAY, **_given(plan.train), **_given(plan.baseline)}
-    fields = {k: v for k, v in values.items() if k in TrainSpec.__dataclass_fields__}
     each = shape.train_flops_per_token(values["block_size"], values["batch_tokens"], values["optimizer"])
     tokens = round(graph.total_flops(graph.final) / each)
-    spec = _whole_steps(TrainSpec(**{**fields, "tokens": tokens, "order_seed": plan.seed}))
+    spec = _whole_steps(TrainSpec(**values, tokens=tokens, order_seed=plan.seed))
     return Node("baseline", len(builder.levels), "baseline", (), shape, plan.seed, train=spec)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ract.checkpoint.directory import recover, write_text
 from ract.data.corpus import CorpusSpec
 from ract.data.tokens import Corpus, Progress, prepare
-from ract.errors import BadInput, disk_errors
+from ract.errors import disk_errors
 from ract.locks import held
 from ract.plan.derive import TRAIN_DEFAULTS, build_graph
 from ract.plan.graph import Graph
@@ -183,10 +183,3 @@ def _tidy(run: Path) -> None:
     work = run / "work"
     if work.is_dir():
         shutil.rmtree(work, ignore_errors=True)
-
-
-def require_run(path: Path) -> Path:
-    """*path* if it is the folder of a build; BadInput otherwise."""
-    if not (path / "plan.toml").is_file():
-        raise BadInput(f"{path} is not a run", "Give the folder that ract build wrote (it holds plan.toml and nodes/)")
-    return path
