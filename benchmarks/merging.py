@@ -231,7 +231,8 @@ def errors(paths: list[Path], out: Path, weights: list[float]) -> dict[str, floa
 
 
 def warm(paths: list[Path], cold: bool) -> None:
-    """Read the inputs once, or evict them from the page cache."""
+    """Read the inputs once, or evict them from the page cache; nothing of the run before is left to be written."""
+    os.sync()
     for path in paths:
         handle = os.open(path / "model.safetensors", os.O_RDONLY)
         if cold:
