@@ -19,7 +19,10 @@ class TrainSpec:
     """One training run with every value filled in. *tokens* is a whole number of steps of *batch_tokens*.
 
     The windows of the train split are read in the order of *order_seed*, starting after *start_tokens* (what the node's
-    ancestors have read already), and only those of *shard* (index, count).
+    ancestors have read already), and only those of *shard* (index, count) and, where given, of *domain*.
+
+    *objective*: "next-token", "masked" (masked language modelling), "classification" or "translation". For the last two
+    *batch_tokens* are the tokens of a batch's texts without padding.
     """
 
     tokens: int
@@ -42,6 +45,10 @@ class TrainSpec:
     start_tokens: int = 0
     order_seed: int = 0
     shard: tuple[int, int] = (0, 1)
+    objective: str = "next-token"
+    domain: str = ""
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
 
     @property
     def steps(self) -> int:
