@@ -28,7 +28,7 @@ from ract.data.batches import training_batch
 from ract.data.corpus import CorpusSpec
 from ract.data.tokens import prepare
 from ract.model.compact import new_compact_transformer
-from ract.plan.derive import default_train_spec
+from ract.plan.defaults import default_train_spec
 from ract.plan.graph import TrainSpec
 from ract.train.device import has_native_bf16
 from ract.train.node import TrainingRun

@@ -12,7 +12,7 @@ import torch
 from ract.cost import derive_shape
 from ract.errors import NonFiniteLoss, StoppedByParent
 from ract.model.compact import new_compact_transformer
-from ract.plan.derive import default_train_spec
+from ract.plan.defaults import default_train_spec
 from ract.plan.graph import TrainSpec
 from ract.train.losses import distillation_loss, next_token_loss, squared_norm
 from ract.train.node import Teachers, TrainingRun

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ract.cost import derive_shape
 from ract.model.compact import new_compact_transformer
-from ract.plan.derive import default_train_spec
+from ract.plan.defaults import default_train_spec
 from ract.train.device import autocast_dtype, has_native_bf16
 from ract.train.optim import build_optimizers, wsd_multiplier
 

@@ -39,7 +39,7 @@ def command_page() -> str:
 def plan_page() -> str:
     """Every table and key of a plan file, with its type and default, as Markdown."""
     from ract.plan import schema
-    from ract.plan.derive import FINAL_DECAY, TRAIN_DEFAULTS
+    from ract.plan.defaults import FINAL_DECAY, TRAIN_DEFAULTS
 
     defaults: dict[str, Any] = {**TRAIN_DEFAULTS, "decay": f"{FINAL_DECAY} at the end of a chain, else 0"}
     tables: list[tuple[str, type[schema.Table]]] = [

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ract.cost import Shape
+from ract.cost import AnyShape
 
 # Learning α takes this many steps of one small batch each, then one pass over all its tokens per candidate.
 LEARN_STEPS = 20
 LEARN_BATCH_TOKENS = 2048
 WEIGHTS_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How much there is to train on: *tokens* of the train split, of each of its *domains*, and of the text for
+    masked-LM pre-training (*text_tokens*); *labels* is the number of classes.
+    """
+
+    tokens: int
+    domains: Mapping[str, int] = field(default_factory=dict)
+    text_tokens: int = 0
+    labels: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A checkpoint that takes the leaf's place: its directory, content hash and shape."""
+
+    path: str
+    content: str
+    shape: AnyShape
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What new models are made with beside their shape."""
+
+    max_position_embeddings: int = 1024
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,18 +100,20 @@ class AggregateSpec:
 class Node:
     """One model of the tree. Either trained (*train*) or aggregated (*aggregate*) from its *parents*, given by name.
 
-    *method* is what a reader calls it: leaf, branch, merge, stack, upcycle, ensemble, heal or baseline.
+    *method* is what a reader calls it: base (a checkpoint taken as it is), pretrain, leaf, branch, merge, stack,
+    upcycle, ensemble, heal, distill or baseline. *source* is the content hash of a base's checkpoint.
     """
 
     name: str
     level: int
     method: str
     parents: tuple[str, ...]
-    shape: Shape
+    shape: AnyShape
     seed: int
     train: TrainSpec | None = None
     aggregate: AggregateSpec | None = None
     teachers: tuple[str, ...] = ()
+    source: str = ""
 
     def content(self) -> dict[str, Any]:
         """What decides this node's weights, apart from its parents and the data: for naming it by hash."""
@@ -92,6 +123,7 @@ class Node:
             "seed": self.seed,
             "train": asdict(self.train) if self.train else None,
             "aggregate": asdict(self.aggregate) if self.aggregate else None,
+            "source": self.source,
         }
 
 

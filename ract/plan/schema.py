@@ -5,85 +5,49 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ract.errors import BadInput, nearest
 from ract.plan.quantities import Count
+from ract.plan.tables import (
+    BranchTable,
+    DataTable,
+    Fraction,
+    HealTable,
+    NotNegative,
+    Positive,
+    StageTable,
+    StudentTable,
+    Table,
+    TokenizerTable,
+    TrainTable,
+)
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
-class Table(BaseModel):
-    """One table of the plan file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=False)
-
-
-class DomainTable(Table):
-    """``[data.domains.NAME]``: sources of one domain, beside those of ``[data]``."""
-
-    train: list[str] = Field(min_length=1)
-    valid: list[str] = []
-    test: list[str] = []
-
-
-class DataTable(Table):
-    """``[data]``: what to read and how to cut it into documents and splits."""
-
-    task: Literal["language-modeling", "classification", "translation"] = "language-modeling"
-    train: list[str] = Field(
-        default=[],
-        description='files, globs, folders, "hf:NAME" or "stdlib"; for translation also pairs of files whose lines '
-        'correspond: ["a.en", "a.de"]',
-    )
-    valid: list[str] = Field(default=[], description="for choices (α, early stop); default: a part of train, by hash")
-    test: list[str] = Field(default=[], description="for the numbers in the report; default: a part of train, by hash")
-    document: Literal["auto", "file", "paragraph", "line"] = Field(default="auto", description="what one document is")
-    text_field: str = Field(default="text", description="the field of a JSONL row or data-set row that holds the text")
-    label_field: str = Field(default="label", description="classification: the field or column of the class")
-    source_field: str = Field(default="source", description="translation: the field or column to translate from")
-    target_field: str = Field(default="target", description="translation: the field or column to translate into")
-    source_language: str = Field(default="", description='translation: code of the language, e.g. "en"')
-    target_language: str = Field(default="", description='translation: e.g. "de" or "zh"; decides how BLEU cuts words')
-    domains: dict[str, DomainTable] = Field(default={}, description="classification and translation: named parts")
-    unlabelled: list[str] = Field(
-        default=[], description="classification: further plain text, for the tokenizer and for masked-LM pre-training"
-    )
-    max_tokens: Count = Field(default=256, description="classification and translation: a text is cut after so many")
-    valid_fraction: Fraction = 0.05
-    test_fraction: Fraction = 0.05
-    test_tokens: Count = Field(default=65_536, description="tokens of the test split that every node is measured on")
-    test_examples: Count = Field(
-        default=2_000, description="classification and translation: examples of the test split for every node"
-    )
-
-    @model_validator(mode="after")
-    def _for_the_task(self) -> DataTable:
-        if not self.train and not self.domains:
-            raise ValueError('name at least one training source: train = ["…"]')
-        if self.task == "language-modeling":
-            given = [key for key in ("domains", "unlabelled") if getattr(self, key)]
-            if given:
-                raise ValueError(f"{given[0]} is for classification and translation, not for language-modeling")
-        if self.task == "translation" and not (self.source_language and self.target_language):
-            raise ValueError('translation needs source_language and target_language, e.g. "en" and "zh"')
-        return self
-
-
-class TokenizerTable(Table):
-    """``[tokenizer]``: a byte-level BPE trained on the train split."""
-
-    vocab_size: Count = 4096
+_SHAPE_KEYS = (
+    "parameters",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+)
 
 
 class CompactTable(Table):
-    """``[compact]``: the leaf. Give *parameters*, or *hidden_size* and *num_hidden_layers*; the rest is derived."""
+    """``[compact]``: the leaf. Give *parameters*, or *hidden_size* and *num_hidden_layers*; the rest is derived.
 
-    kind: Literal["decoder"] = "decoder"
+    Or *from*, a checkpoint that takes its place: then the shape and the tokenizer are the checkpoint's.
+    """
+
+    kind: Literal["decoder", "encoder", "encoder-decoder"] | None = Field(
+        default=None,
+        description="default: decoder for language-modeling, encoder for classification, encoder-decoder for "
+        "translation",
+    )
+    from_: str | None = Field(default=None, alias="from", description="the directory of a Hugging Face checkpoint")
     parameters: Count | None = Field(default=None, description="a budget from which the shape is derived")
     num_hidden_layers: Count | None = None
     hidden_size: Count | None = None
@@ -92,75 +56,29 @@ class CompactTable(Table):
     head_dim: Count | None = None
     intermediate_size: Count | None = None
     max_position_embeddings: Count = 1024
+    dropout: Fraction | None = Field(
+        default=None, description="encoder and encoder-decoder: default 0.1; of a checkpoint: its own"
+    )
+    pretrain: StageTable | None = Field(
+        default=None, description="encoder: masked-language-model training on the texts and on data.unlabelled"
+    )
     train: StageTable | None = None
 
-
-class TrainTable(Table):
-    """``[train]``: how every stage is trained; a stage's own table overrides single values."""
-
-    lr: Positive | None = Field(default=None, description="peak learning rate of AdamW and of Muon (RMS-matched)")
-    optimizer: Literal["muon", "adamw"] | None = Field(
-        default=None, description="Muon is for the matrices of the blocks"
-    )
-    batch_tokens: Count | None = Field(default=None, description="tokens per optimizer step")
-    micro_batch_tokens: Count | None = Field(
-        default=None, description="tokens per forward pass (gradient accumulation)"
-    )
-    block_size: Count | None = Field(default=None, description="tokens per training window")
-    weight_decay: NotNegative | None = Field(default=None, description="λ, decoupled, on matrices")
-    l2_penalty: NotNegative | None = Field(default=None, description="λ of the literal λ‖θ‖² added to the loss")
-    warmup: Fraction | None = Field(default=None, description="share of the stage's steps")
-    decay: Fraction | None = Field(default=None, description="share of the stage's steps; 0 where training goes on")
-    grad_clip: NotNegative | None = Field(default=None, description="largest gradient norm; 0 turns it off")
-    ema: Fraction | None = Field(
-        default=None, description="decay of the averaged weights that are saved; 0 turns it off"
-    )
-    label_smoothing: Fraction | None = Field(
-        default=None, description="classification and translation: share of the target spread over all classes"
-    )
-    class_weights: Literal["none", "balanced"] | None = Field(
-        default=None, description="classification: balanced makes every class count alike"
-    )
-    patience: int | None = Field(
-        default=None, ge=0, description="evaluations without gain before an early stop; 0: never"
-    )
-    evaluations: Count | None = Field(default=None, description="how often the valid loss is measured in a stage")
-    precision: Literal["auto", "bf16", "fp32"] | None = None
-
-
-class StageTable(TrainTable):
-    """A training stage: shared settings plus its length, in *tokens* or in *epochs* of its data."""
-
-    tokens: Count | None = None
-    epochs: Positive | None = None
-
     @model_validator(mode="after")
-    def _one_length(self) -> StageTable:
-        if self.tokens is not None and self.epochs is not None:
-            raise ValueError("give tokens or epochs, not both")
+    def _one_origin(self) -> CompactTable:
+        shaped = [key for key in _SHAPE_KEYS if getattr(self, key) is not None]
+        if self.from_ is not None and shaped:
+            raise ValueError(f"{shaped[0]} and from cannot both be given: the checkpoint has its shape")
         return self
 
 
-class BranchTable(StageTable):
-    """``branch``: the members of a level are copies of the node below, each trained further on its own."""
-
-    vary: list[Literal["data", "seed", "domain"]] = ["data"]
-    each: dict[Literal["lr", "weight_decay", "l2_penalty", "ema"], list[float]] = Field(
-        default={}, description="one value per branch, e.g. { lr = [3e-3, 2e-3] }"
-    )
-
-
-class HealTable(StageTable):
-    """``heal``: a training run after aggregation, taught by the parents where *distill* > 0."""
-
-    distill: Fraction = Field(default=0.0, description="share of the loss that is KL to the α-mixture of the parents")
-    temperature: Positive = 1.0
-
-
 class LevelTable(Table):
-    """``[[level]]``, bottom-up: *members* (branches of the node below, or whole trees) or *copies* become one."""
+    """``[[level]]``, bottom-up: *members* (branches of the node below, or whole trees) or *copies* become one.
 
-    method: Literal["merge", "stack", "upcycle", "ensemble"]
+    With ``method = "distill"`` the node below, usually an ensemble, teaches a new leaf: the way down in size.
+    """
+
+    method: Literal["merge", "stack", "upcycle", "ensemble", "distill"]
     members: Count | None = None
     copies: Count | None = None
     branch: BranchTable | None = None
@@ -168,6 +86,7 @@ class LevelTable(Table):
     per: Literal["model", "layer", "tensor"] = "model"
     weights_tokens: Count | None = Field(default=None, description="valid tokens used to learn α")
     heal: HealTable | None = None
+    student: StudentTable | None = Field(default=None, description="distill: how the student is trained")
 
     @field_validator("weights")
     @classmethod
@@ -180,11 +99,21 @@ class LevelTable(Table):
         return weights
 
     @model_validator(mode="after")
-    def _consistent(self) -> LevelTable:
-        if (self.members is None) == (self.copies is None):
+    def _student_or_members(self) -> LevelTable:
+        if self.method == "distill":
+            given = [k for k in ("members", "copies", "branch", "heal") if getattr(self, k) is not None]
+            if given:
+                raise ValueError(f"distill teaches one student: leave {given[0]} out (its training is student = {{…}})")
+        elif self.student is not None:
+            raise ValueError(f"student belongs to distill, not to {self.method}: use heal")
+        elif (self.members is None) == (self.copies is None):
             raise ValueError("give either members or copies")
-        if self.size < 2:
+        elif self.size < 2:
             raise ValueError("a level aggregates at least 2 models")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LevelTable:
         if self.copies is not None and self.method in ("merge", "ensemble"):
             raise ValueError(f"copies of one model have nothing to {self.method}: use members")
         if self.copies is not None and self.weights != "uniform":
@@ -229,6 +158,9 @@ class BaselineTable(Table):
     weight_decay: NotNegative | None = None
 
 
+KIND_OF_TASK = {"language-modeling": "decoder", "classification": "encoder", "translation": "encoder-decoder"}
+
+
 class Plan(Table):
     """A plan file."""
 
@@ -239,7 +171,7 @@ class Plan(Table):
     compact: CompactTable
     train: TrainTable = TrainTable()
     tree: TreeTable | None = None
-    level: list[LevelTable] = []
+    level: list[LevelTable] = Field(default=[])
     budget: BudgetTable | None = None
     baseline: BaselineTable = BaselineTable()
     prompts: list[str] = Field(default=[], description="texts to complete for the report")
@@ -250,8 +182,35 @@ class Plan(Table):
             raise ValueError("give [tree] (the dials) or [[level]] tables, not both")
         return self
 
+    @property
+    def kind(self) -> str:
+        """What the compact model is: as given, else what the task asks for."""
+        return self.compact.kind or KIND_OF_TASK[self.data.task]
 
-CompactTable.model_rebuild()
+    @model_validator(mode="after")
+    def _kind_suits_task(self) -> Plan:
+        task, kind = self.data.task, self.compact.kind
+        if kind is not None and kind != KIND_OF_TASK[task]:
+            raise ValueError(f'compact.kind = "{kind}" does not do {task}: it takes "{KIND_OF_TASK[task]}"')
+        if self.compact.pretrain is not None and task != "classification":
+            raise ValueError("compact.pretrain (masked language modelling) is for classification")
+        if self.compact.dropout is not None and self.kind == "decoder":
+            raise ValueError("compact.dropout is for encoders and encoder-decoders: the compact decoder has none")
+        return self
+
+    @model_validator(mode="after")
+    def _a_branch_for_each_domain(self) -> Plan:
+        for number, level in enumerate(self.level):
+            if level.branch is None or "domain" not in level.branch.vary:
+                continue
+            if level.size != len(self.data.domains):
+                raise ValueError(
+                    f'level[{number}]: vary = ["domain"] needs as many members as there are data.domains '
+                    f"({len(self.data.domains)}), not {level.size}"
+                )
+            if "data" in level.branch.vary:
+                raise ValueError(f'level[{number}]: vary takes "domain" or "data", not both')
+        return self
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -282,9 +241,8 @@ def _explained(error: ValidationError, source: str) -> BadInput:
     if first["type"] == "extra_forbidden":
         table = _table_at(first["loc"][:-1])
         inside = f" in [{_place(first['loc'][:-1])}]" if len(first["loc"]) > 1 else ""
-        return BadInput(
-            f'{source}: unknown key "{first["loc"][-1]}"{inside}', nearest(str(first["loc"][-1]), table.model_fields)
-        )
+        known = [field.alias or name for name, field in table.model_fields.items()]
+        return BadInput(f'{source}: unknown key "{first["loc"][-1]}"{inside}', nearest(str(first["loc"][-1]), known))
     if first["type"] == "missing":
         return BadInput(f'{source}: the key "{place}" is missing', "Add it; ract init writes a complete plan")
     message = first["msg"].removeprefix("Value error, ")
@@ -305,9 +263,9 @@ def _place(loc: tuple[int | str, ...]) -> str:
 def _table_at(loc: tuple[int | str, ...]) -> type[Table]:
     table: type[Table] = Plan
     for part in loc:
-        if isinstance(part, str):
+        if isinstance(part, str) and part in table.model_fields:
             annotation = table.model_fields[part].annotation
-            table = next(t for t in _classes(annotation) if issubclass(t, Table))
+            table = next((t for t in _classes(annotation) if issubclass(t, Table)), table)
     return table
 
 

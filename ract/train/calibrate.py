@@ -21,7 +21,7 @@ def main() -> None:
 
     from ract.cost import derive_shape
     from ract.model.compact import new_compact_transformer
-    from ract.plan.derive import default_train_spec
+    from ract.plan.defaults import default_train_spec
     from ract.train.node import TrainingRun
 
     torch.set_num_threads(int(sys.argv[1]))

@@ -12,7 +12,8 @@ from ract.data.corpus import CorpusSpec
 from ract.data.tokens import Corpus, Progress, prepare
 from ract.errors import disk_errors
 from ract.locks import held
-from ract.plan.derive import TRAIN_DEFAULTS, build_graph
+from ract.plan.defaults import TRAIN_DEFAULTS
+from ract.plan.derive import build_graph
 from ract.plan.graph import Graph
 from ract.plan.schema import Plan, load_plan
 from ract.tree.job import CHECKPOINT_SECONDS, Job, is_finished, node_directory, node_keys

@@ -8,7 +8,8 @@ from typing import Any
 
 from ract.cost import BYTES_PER_PARAMETER
 from ract.data.corpus import CorpusSpec
-from ract.plan.derive import TOKENS_PER_PARAMETER, build_graph
+from ract.plan.defaults import TOKENS_PER_PARAMETER
+from ract.plan.derive import build_graph
 from ract.plan.graph import Graph, Node
 from ract.plan.schema import Plan, load_plan
 from ract.tree.machine import check_memory, memory_of, seconds_of, threads_for, training_speed, worker_count

@@ -1,27 +1,18 @@
-"""What a decoder costs: parameters, FLOPs, bytes and memory, from its shape alone.
-
-Counting follows the usual convention (PaLM, 2204.02311, appendix B): a multiply-add is 2 FLOPs, the backward pass costs
-twice the forward pass, the embedding look-up is free and the head is a matrix like any other. Causal attention is
-counted at the average context, half the window. The orthogonalisation of Muon is counted too.
-"""
+"""What the compact decoder costs: parameters, FLOPs, bytes and memory, from its shape alone."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
-BYTES_PER_PARAMETER = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+from ract.cost.base import Costs, Matrices
 
-# What a process holds before any model: interpreter, torch, transformers (measured, with some room).
-PROCESS_BYTES = 450_000_000
-_NEWTON_SCHULZ_STEPS = 5
 # Width over depth of a free shape: MobileLLM's best models of 125 M and 350 M lie near 20 and 30.
 _NARROWEST, _WIDEST = 16, 64
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Costs):
     """The dimensions of a Qwen3-like decoder: grouped-query attention, QK-norm, SwiGLU, tied embeddings.
 
     *experts* > 1 makes every feed-forward a mixture (upcycle); *members* > 1 is an ensemble of equal models.
@@ -36,6 +27,7 @@ class Shape:
     intermediate_size: int
     experts: int = 1
     members: int = 1
+    kind: Literal["decoder"] = "decoder"
 
     @property
     def matrices(self) -> tuple[tuple[int, int, int], ...]:
@@ -71,34 +63,20 @@ class Shape:
         attention = self.num_hidden_layers * 2 * self._q_size * (block_size / 2)
         return self.members * 2.0 * (matrices + attention)
 
-    def train_flops_per_token(self, block_size: int, batch_tokens: int, optimizer: str) -> float:
-        """FLOPs of a training step, per token: forward, backward, and the optimizer's own matrix products."""
-        return 3 * self.forward_flops_per_token(block_size) + self.optimizer_flops_per_step(optimizer) / batch_tokens
+    @property
+    def all_matrices(self) -> Matrices:
+        """The weight matrices of all blocks of all members as (how many, rows, columns)."""
+        return [(n * self.num_hidden_layers * self.members, r, c) for n, r, c in self.matrices]
 
-    def optimizer_flops_per_step(self, optimizer: str) -> float:
-        """Muon's Newton-Schulz iteration on every matrix of every block; AdamW's element-wise work is not counted."""
-        if optimizer != "muon":
-            return 0.0
-        total = 0.0
-        for count, rows, columns in self.matrices:
-            small, large = sorted((rows, columns))
-            total += count * _NEWTON_SCHULZ_STEPS * (4.0 * small * small * large + 2.0 * small**3)
-        return self.members * self.num_hidden_layers * total
+    @property
+    def table_parameters(self) -> int:
+        """Parameters of one member's embedding."""
+        return self.vocab_size * self.hidden_size
 
-    def size_bytes(self, precision: str) -> float:
-        """Bytes of the weights at ``fp32``, ``bf16``, ``int8`` or ``int4`` (scales not counted)."""
-        return self.parameters * BYTES_PER_PARAMETER[precision]
-
-    def training_memory_bytes(self, micro_batch_tokens: int, block_size: int, *, ema: bool, optimizer: str) -> float:
-        """Peak bytes of one training process: weights, gradients, optimizer, activations and logits of a pass."""
-        head = self.vocab_size * self.hidden_size
-        states = 4.0 * self.parameters if optimizer == "muon" else 8.0 * self.parameters
-        states += 4.0 * head if optimizer == "muon" else 0.0
-        weights = self.parameters * (4 + 4 + 2 + (4 if ema else 0)) + states
+    def activation_bytes(self, tokens: int) -> float:
+        """Bytes of activations and logits that a training pass over *tokens* tokens keeps."""
         width = 10 * self.hidden_size + 4 * self._q_size + 4 * self._kv_size + 4 * self.intermediate_size * self.experts
-        activations = micro_batch_tokens * self.num_hidden_layers * width * 2.5
-        logits = micro_batch_tokens * self.vocab_size * 14.0
-        return PROCESS_BYTES + weights + self.members * (activations + logits)
+        return self.members * tokens * (self.num_hidden_layers * width * 2.5 + self.vocab_size * 14.0)
 
     def stacked(self, copies: int) -> Shape:
         """The shape of *copies* such models stacked in depth."""
@@ -111,10 +89,6 @@ class Shape:
     def ensembled(self, members: int) -> Shape:
         """The shape of an ensemble of *members* such models (nested ensembles flatten)."""
         return replace(self, members=self.members * members)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, for hashing and records."""
-        return asdict(self)
 
 
 def derive_shape(
@@ -172,11 +146,3 @@ def shape_for_parameters(vocab_size: int, parameters: int, num_hidden_layers: in
         fitting = (shape for d in depths if (shape := derive_shape(vocab_size, hidden, d)).parameters <= parameters)
         best = max([best, *fitting], key=lambda shape: shape.parameters)
     return best
-
-
-def machine_memory_bytes() -> int | None:
-    """Physical memory of this machine, or None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
