@@ -12,11 +12,15 @@ from safetensors import SafetensorError
 
 from ract.checkpoint.directory import open_model
 from ract.errors import BadInput
-from ract.model.live import model_class
+from ract.model.anatomy import anatomy
+from ract.model.live import live_config, model_class
+from ract.model.origin import task_class, task_config
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+_BODY = ("embedding", "position", "norm")
 
 
 def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
@@ -46,6 +50,41 @@ def load_model(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto
             "Name the class the weights were saved from in config.json under architectures",
         )
     return model.eval()
+
+
+def load_for_task(path: str | os.PathLike[str], task: str, values: dict[str, Any], *, seed: int) -> PreTrainedModel:
+    """The checkpoint at *path* in fp32 as the class that does *task*, with *values* (class names, …) in its config.
+
+    A head that it lacks, or has for another number of classes, is drawn from *seed*. Raises BadInput as
+    :func:`load_model` does when anything else is missing.
+    """
+    import torch
+
+    directory = open_model(path)
+    cls: Any = task_class(directory.path, task)
+    config = task_config(directory.path, task, values)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model, info = cls.from_pretrained(
+                directory.path,
+                config=live_config(config),
+                dtype=torch.float32,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"{directory.path} does not open as {cls.__name__}: {reason}", "Copy it again") from error
+    parts = anatomy(config).parts
+    absent = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
+    wrong = sorted(
+        name for name in absent if name in parts and (parts[name].block is not None or parts[name].role in _BODY)
+    )
+    if wrong:
+        raise BadInput(f"{directory.path} has no usable tensor {wrong[0]}", "Give a complete checkpoint")
+    return model
 
 
 @contextmanager
