@@ -5,13 +5,12 @@ The choice of ModernBERT and Marian, and what it was chosen against, is in ``doc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from ract.cost import EncoderDecoderShape, EncoderShape
+from ract.model.origin import TaskLabels
 from ract.plan.graph import ModelSettings
 
 if TYPE_CHECKING:
@@ -21,28 +20,6 @@ if TYPE_CHECKING:
         ModernBertForSequenceClassification,
         PreTrainedTokenizerBase,
     )
-
-
-@dataclass(frozen=True)
-class TaskLabels:
-    """What a model's config says of its task: class names in order, or the languages of a translator."""
-
-    labels: Sequence[str] = ()
-    source_language: str = ""
-    target_language: str = ""
-
-    def config_values(self) -> dict[str, object]:
-        """The fields for a config."""
-        if self.labels:
-            return {
-                "num_labels": len(self.labels),
-                "id2label": dict(enumerate(self.labels)),
-                "label2id": {label: i for i, label in enumerate(self.labels)},
-                "problem_type": "single_label_classification",
-            }
-        if self.source_language:
-            return {"source_language": self.source_language, "target_language": self.target_language}
-        return {}
 
 
 def new_encoder(

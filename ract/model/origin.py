@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,28 @@ _CLASSES: dict[str, Any] = {
     "classification": AutoModelForSequenceClassification,
     "translation": AutoModelForSeq2SeqLM,
 }
+
+
+@dataclass(frozen=True)
+class TaskLabels:
+    """What a model's config says of its task: class names in order, or the languages of a translator."""
+
+    labels: Sequence[str] = ()
+    source_language: str = ""
+    target_language: str = ""
+
+    def config_values(self) -> dict[str, object]:
+        """The fields for a config."""
+        if self.labels:
+            return {
+                "num_labels": len(self.labels),
+                "id2label": dict(enumerate(self.labels)),
+                "label2id": {label: i for i, label in enumerate(self.labels)},
+                "problem_type": "single_label_classification",
+            }
+        if self.source_language:
+            return {"source_language": self.source_language, "target_language": self.target_language}
+        return {}
 
 
 def task_class(path: Path, task: str) -> type[PreTrainedModel]:

@@ -37,10 +37,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What new models are made with beside their shape."""
+    """What models are made with beside their shape; dropout None is that of the checkpoint they come from."""
 
     max_position_embeddings: int = 1024
-    dropout: float = 0.0
+    dropout: float | None = 0.0
 
 
 @dataclass(frozen=True)

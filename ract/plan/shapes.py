@@ -16,11 +16,20 @@ from ract.cost import (
     shape_for_parameters,
 )
 from ract.errors import BadInput
+from ract.plan.graph import ModelSettings
 from ract.plan.levels import levels
 from ract.plan.schema import CompactTable, Plan
 
 _WIDTHS = (*range(32, 512, 32), *range(512, 4097, 64))
+_DROPOUT = 0.1
 _BLOCKS = {"encoder": 3, "encoder-decoder": 3}
+
+
+def model_settings(plan: Plan) -> ModelSettings:
+    """What the plan's models are made with beside their shape."""
+    compact = plan.compact
+    usual = None if compact.from_ is not None else 0.0 if plan.kind == "decoder" else _DROPOUT
+    return ModelSettings(compact.max_position_embeddings, usual if compact.dropout is None else compact.dropout)
 
 
 def leaf_shape(plan: Plan, labels: int = 0) -> AnyShape:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ract.checkpoint.lineage import read_lineage
+from ract.plan.shapes import model_settings
 from ract.report.schema import Record, Sample
 from ract.tree.job import node_keys
 
@@ -74,7 +75,7 @@ def find_corpus(run: Run) -> Path | None:
     final = read_lineage(run.final)
     for file in sorted((run.path / "data").glob("*/corpus.json")):
         digest = json.loads(file.read_text(encoding="utf-8")).get("digest", "")
-        keys = node_keys(run.graph, digest, run.plan.compact.max_position_embeddings)
+        keys = node_keys(run.graph, digest, model_settings(run.plan))
         if final is not None and final.node == keys[run.graph.final]:
             return file.parent
     return None

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ract.checkpoint.directory import recover, write_text
-from ract.data.corpus import CorpusSpec
-from ract.data.tokens import Corpus, Progress, prepare
 from ract.errors import disk_errors
 from ract.locks import held
-from ract.plan.defaults import TRAIN_DEFAULTS
 from ract.plan.derive import build_graph
 from ract.plan.graph import Graph
 from ract.plan.schema import Plan, load_plan
+from ract.plan.shapes import model_settings
+from ract.tree.data import Prepared, prepare_data, with_vocabulary
 from ract.tree.job import CHECKPOINT_SECONDS, Job, is_finished, node_directory, node_keys
 from ract.tree.local import Executor, LocalExecutor
 
@@ -79,15 +78,15 @@ def build(
     with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
         with held(run):
-            corpus = prepare_corpus(table, run, watcher.data)
-            table = with_vocabulary(table, corpus.vocab_size)
-            graph = build_graph(table, len(corpus.tokens["train"]))
-            keys = node_keys(graph, corpus.digest, table.compact.max_position_embeddings)
+            prepared = prepare_data(table, run, watcher.data)
+            table = with_vocabulary(table, prepared.data.vocab_size)
+            graph = build_graph(table, prepared.size, prepared.origin)
+            keys = node_keys(graph, prepared.data.digest, model_settings(table))
             directories = {node.name: node_directory(run, node.name, keys[node.name]) for node in graph}
             count = worker_count(graph, workers)
             jobs = {
                 name: replace(job, checkpoint_seconds=checkpoint_seconds)
-                for name, job in _jobs(table, run, graph, keys, directories, corpus, count).items()
+                for name, job in jobs_of(table, run, graph, keys, directories, prepared, count).items()
             }
             recover(run / "nodes")
             missing = [name for name in jobs if not is_finished(directories[name], keys[name])]
@@ -103,53 +102,32 @@ def build(
     return Run(run, table, graph, directories)
 
 
-def prepare_corpus(plan: Plan, run: Path, progress: Progress | None = None) -> Corpus:
-    """The plan's text, tokenized below ``run/data``."""
-    data = plan.data
-    spec = CorpusSpec(
-        train=tuple(data.train),
-        valid=tuple(data.valid),
-        test=tuple(data.test),
-        valid_fraction=data.valid_fraction,
-        test_fraction=data.test_fraction,
-        document=data.document,
-        field=data.text_field,
-    )
-    return prepare(
-        spec,
-        run / "data",
-        vocab_size=plan.tokenizer.vocab_size,
-        block_size=plan.train.block_size or TRAIN_DEFAULTS["block_size"],
-        progress=progress,
-    )
-
-
-def with_vocabulary(plan: Plan, vocab_size: int) -> Plan:
-    """The plan with the vocabulary that the text filled: a small text has fewer pieces than were asked for."""
-    return plan.model_copy(update={"tokenizer": plan.tokenizer.model_copy(update={"vocab_size": vocab_size})})
-
-
-def _jobs(
+def jobs_of(
     plan: Plan,
     run: Path,
     graph: Graph,
     keys: dict[str, str],
     directories: dict[str, Path],
-    corpus: Corpus,
+    prepared: Prepared,
     workers: int,
 ) -> dict[str, Job]:
+    """The job of every node of *graph*, to be made by *workers* processes."""
     from ract.tree.machine import threads_for
 
     return {
         node.name: Job(
             node=node,
             key=keys[node.name],
-            corpus=str(corpus.path),
+            data=str(prepared.data.path),
             out=str(directories[node.name]),
             work=str(run / "work" / keys[node.name][:12]),
             threads=threads_for(graph, node.name, workers),
-            max_position_embeddings=plan.compact.max_position_embeddings,
+            settings=model_settings(plan),
             test_tokens=plan.data.test_tokens,
+            test_examples=plan.data.test_examples,
+            origin=prepared.origin.path if prepared.origin else "",
+            source_language=plan.data.source_language,
+            target_language=plan.data.target_language,
             parents={p: str(directories[p]) for p in node.parents},
             teachers=tuple(str(directories[t]) for t in node.teachers),
             own_flops=graph.own_flops(node.name),

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ract.cost import BYTES_PER_PARAMETER
-from ract.data.corpus import CorpusSpec
+from ract.data.sources import size_bytes
 from ract.plan.defaults import TOKENS_PER_PARAMETER
 from ract.plan.derive import build_graph
-from ract.plan.graph import Graph, Node
+from ract.plan.graph import DataSize, Graph, Node
 from ract.plan.schema import Plan, load_plan
+from ract.tree.data import origin_of
 from ract.tree.machine import check_memory, memory_of, seconds_of, threads_for, training_speed, worker_count
 
 # Text bytes per token of a byte-level BPE, by vocabulary: measured on English, code and Chinese, rounded down.
@@ -59,8 +60,8 @@ def check(plan: str | Path, *, workers: int | None = None, calibrate: bool = Tru
     Raises BadInput for what is wrong with the plan, its data, or the machine's memory.
     """
     table = load_plan(plan)
-    tokens = estimated_tokens(table)
-    graph = build_graph(table, tokens)
+    size = estimated_size(table)
+    graph = build_graph(table, size, origin_of(table, [str(i) for i in range(size.labels)]))
     check_memory(graph)
     count = worker_count(graph, workers)
     threads = {node.name: threads_for(graph, node.name, count) for node in graph}
@@ -70,22 +71,29 @@ def check(plan: str | Path, *, workers: int | None = None, calibrate: bool = Tru
         name=table.name,
         rows=_rows(graph, threads, seconds),
         workers=count,
-        train_tokens=tokens,
+        train_tokens=size.tokens,
         total_flops=graph.total_flops(graph.final),
         seconds=_makespan(graph, seconds, count) if len(seconds) == len(graph.nodes) else None,
         single=_single(graph),
     )
 
 
-def estimated_tokens(plan: Plan) -> int:
-    """Tokens of the train split, from the size of its text (0 where a data set does not say its size)."""
-    spec = CorpusSpec(train=tuple(plan.data.train), valid=tuple(plan.data.valid), test=tuple(plan.data.test))
-    size = CorpusSpec(train=spec.train).size_bytes() or 0
-    held_out = (0.0 if plan.data.valid else plan.data.valid_fraction) + (
-        0.0 if plan.data.test else plan.data.test_fraction
-    )
+def estimated_size(plan: Plan) -> DataSize:
+    """The tokens of the train split, from the size of its text (0 where a data set does not say its size).
+
+    Two classes are assumed where there are any: more of them cost next to nothing.
+    """
+    data = plan.data
     nearest = min(_BYTES_PER_TOKEN, key=lambda v: abs(v - plan.tokenizer.vocab_size))
-    return int(size * (1 - held_out) / _BYTES_PER_TOKEN[nearest])
+
+    def tokens(sources: list[str], valid: list[str], test: list[str]) -> int:
+        held_out = (0.0 if valid else data.valid_fraction) + (0.0 if test else data.test_fraction)
+        return int((size_bytes(sources) or 0) * (1 - held_out) / _BYTES_PER_TOKEN[nearest])
+
+    domains = {name: tokens(d.train, d.valid, d.test) for name, d in data.domains.items()}
+    train = tokens(data.train, data.valid, data.test) + sum(domains.values())
+    unlabelled = int((size_bytes(data.unlabelled) or 0) / _BYTES_PER_TOKEN[nearest])
+    return DataSize(train, domains, train + unlabelled, labels=2 if data.task == "classification" else 0)
 
 
 def _rows(graph: Graph, threads: dict[str, int], seconds: dict[str, float]) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -11,10 +11,10 @@ from pydantic import TypeAdapter
 from ract.checkpoint.directory import ModelDirectory, open_model, verify_files
 from ract.checkpoint.lineage import digest, read_lineage
 from ract.errors import BadInput
-from ract.plan.graph import Graph, Node
+from ract.plan.graph import Graph, ModelSettings, Node
 
 # Raised when the same inputs would no longer give the same weights, so that old nodes are not taken for new ones.
-FORMAT = 1
+FORMAT = 2
 CHECKPOINT_SECONDS = 20.0
 
 
@@ -22,19 +22,24 @@ CHECKPOINT_SECONDS = 20.0
 class Job:
     """Make *node*, called *key* by its content, from the directories in *parents* (name → path) into *out*.
 
-    *corpus* is a prepared corpus, *work* a folder for checkpoints that outlives a kill, *teachers* the directories of
-    the models that teach a healing run, in the order of the parents of the aggregated node. *own_flops* and
-    *total_flops* are what the plan says this node takes, alone and with everything below.
+    *data* is a prepared corpus or set of examples, *origin* the checkpoint that a base is taken from, *work* a folder
+    for checkpoints that outlives a kill, *teachers* the directories of the models that teach a healing run or a
+    student, in the order of the node's teachers. *own_flops* and *total_flops* are what the plan says this node takes,
+    alone and with everything below.
     """
 
     node: Node
     key: str
-    corpus: str
+    data: str
     out: str
     work: str
     threads: int
-    max_position_embeddings: int
+    settings: ModelSettings
     test_tokens: int
+    test_examples: int
+    origin: str = ""
+    source_language: str = ""
+    target_language: str = ""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     parents: Mapping[str, str] = field(default_factory=dict)
     teachers: tuple[str, ...] = ()
@@ -54,7 +59,7 @@ class Job:
 _ADAPTER = TypeAdapter(Job)
 
 
-def node_keys(graph: Graph, corpus_digest: str, max_position_embeddings: int) -> dict[str, str]:
+def node_keys(graph: Graph, data_digest: str, settings: ModelSettings) -> dict[str, str]:
     """Name → content key of every node: a hash of how it is made, from what, and on which data.
 
     Two plans that agree on a node agree on its key; a change in the plan changes the keys of the nodes it touches and
@@ -66,8 +71,8 @@ def node_keys(graph: Graph, corpus_digest: str, max_position_embeddings: int) ->
             {
                 "format": FORMAT,
                 "node": node.content(),
-                "positions": max_position_embeddings,
-                "data": corpus_digest,
+                "settings": asdict(settings),
+                "data": data_digest,
                 "parents": [keys[p] for p in node.parents],
                 "teachers": [keys[t] for t in node.teachers],
             }

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ract.errors import BadInput
 from ract.plan.derive import build_graph
 from ract.plan.schema import BaselineTable, load_plan
-from ract.tree.build import prepare_corpus, with_vocabulary
-from ract.tree.job import Job, node_keys
+from ract.plan.shapes import model_settings
+from ract.tree.build import jobs_of
+from ract.tree.data import prepare_data, with_vocabulary
+from ract.tree.job import Job, is_finished, node_directory, node_keys
 from ract.tree.machine import check_memory, processors
 
 Report = Callable[[str, int, int], None]
@@ -34,27 +38,30 @@ def train(
     table = load_plan(plan).model_copy(update={"level": [], "tree": None, "baseline": BaselineTable(enabled=False)})
     work = target.absolute().parent / f".{target.name}.work"
     work.mkdir(parents=True, exist_ok=True)
-    corpus = prepare_corpus(table, work, report)
-    table = with_vocabulary(table, corpus.vocab_size)
-    graph = build_graph(table, len(corpus.tokens["train"]))
+    prepared = prepare_data(table, work, report)
+    table = with_vocabulary(table, prepared.data.vocab_size)
+    graph = build_graph(table, prepared.size, prepared.origin)
     check_memory(graph)
-    key = node_keys(graph, corpus.digest, table.compact.max_position_embeddings)[graph.final]
+    keys = node_keys(graph, prepared.data.digest, model_settings(table))
+    directories = {node.name: node_directory(work, node.name, keys[node.name]) for node in graph}
+    directories[graph.final] = target
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    job = Job(
-        node=graph[graph.final],
-        key=key,
-        corpus=str(corpus.path),
-        out=str(target),
-        work=str(work / key[:12]),
-        threads=threads or max(1, processors() // processes),
-        max_position_embeddings=table.compact.max_position_embeddings,
-        test_tokens=table.data.test_tokens,
-        own_flops=graph.own_flops(graph.final),
-        total_flops=graph.total_flops(graph.final),
-    )
-    if int(os.environ.get("RANK", "0")) > 0:
-        train_along(job)
-        return target
-    make(job, report or (lambda what, done, total: None))
-    shutil.rmtree(work, ignore_errors=True)
+    own = threads or max(1, processors() // processes)
+    along = int(os.environ.get("RANK", "0")) > 0
+    for name, job in jobs_of(table, work, graph, keys, directories, prepared, 1).items():
+        if name != graph.final and is_finished(directories[name], keys[name]):
+            continue
+        if not along:
+            make(replace(job, threads=own), report or (lambda what, done, total: None))
+        elif job.node.train is not None:
+            _wait_for(job)
+            train_along(replace(job, threads=own))
+    if not along:
+        shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _wait_for(job: Job) -> None:
+    """Until the first process has written the parents of *job* (when it fails, ``torchrun`` stops this one too)."""
+    while not all(Path(path).is_dir() for path in job.parents.values()):
+        time.sleep(0.2)

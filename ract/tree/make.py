@@ -13,22 +13,24 @@ import torch
 from ract.checkpoint.crashpoints import crash_point
 from ract.checkpoint.directory import publish, write_lineage
 from ract.checkpoint.lineage import Cost, Lineage, Parent, content_hash, effective_leaves, read_lineage
-from ract.data.tokenizer import copy_tokenizer, load_tokenizer
-from ract.data.tokens import Corpus, open_corpus
-from ract.evaluate.language_modeling import evaluate
+from ract.data.tokenizer import copy_tokenizer
+from ract.data.tokens import Corpus
 from ract.locks import held
-from ract.model.compact import new_compact_transformer
 from ract.plan.graph import LEARN_BATCH_TOKENS, LEARN_STEPS, WEIGHTS_BLOCK
+from ract.tree.data import open_data
 from ract.tree.job import Job, made_from
+from ract.tree.measure import measure
+from ract.tree.start import base_model, starting_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ract.aggregate.weights import LearnedWeights
+    from ract.data.examples import Examples
     from ract.train.node import TrainingRun
 
 Report = Callable[[str, int, int], None]
-_EVALUATION_ROWS = 16
+_METRICS = ("bits_per_byte", "accuracy", "bleu")
 
 
 def make(job: Job, report: Report) -> Path:
@@ -38,15 +40,16 @@ def make(job: Job, report: Report) -> Path:
     """
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.node.seed)
-    corpus = open_corpus(Path(job.corpus))
+    data = open_data(Path(job.data))
     started = time.monotonic()
     work = Path(job.work)
     work.mkdir(parents=True, exist_ok=True)
     with held(work), publish(Path(job.out), force=True) as staging:
-        lineage = _train(job, corpus, staging, report) if job.node.train else _aggregate(job, corpus, staging, report)
+        make_it = _train if job.node.train else _aggregate if job.node.aggregate else _take
+        lineage = make_it(job, data, staging, report)
         report("measure", 0, 1)
         below = job.total_flops - job.own_flops
-        measured = _measure(staging, corpus, job.test_tokens)
+        measured = measure(staging, job, data)
         cost = lineage.cost.model_copy(
             update={"seconds": time.monotonic() - started, "total_flops": below + lineage.cost.flops}
         )
@@ -76,22 +79,30 @@ def make(job: Job, report: Report) -> Path:
 def train_along(job: Job) -> None:
     """Train beside the process that writes the model (``torchrun``): the same steps, nothing written."""
     torch.set_num_threads(job.threads)
-    corpus = open_corpus(Path(job.corpus))
-    _training_run(job, _starting_model(job, corpus), corpus, None).run()
+    data = open_data(Path(job.data))
+    _training_run(job, starting_model(job, data), data, None).run()
 
 
-def _train(job: Job, corpus: Corpus, staging: Path, report: Report) -> Lineage:
+def _take(job: Job, data: Corpus | Examples, staging: Path, report: Report) -> Lineage:
+    """A checkpoint as the model for the task: its weights, and a new head where it has none."""
+    model = base_model(job, data)
+    model.save_pretrained(staging)
+    copy_tokenizer(data.tokenizer_dir, staging)
+    return Lineage(method=job.node.method, parents=[Parent(name=Path(job.origin).name, content=job.node.source)])
+
+
+def _train(job: Job, data: Corpus | Examples, staging: Path, report: Report) -> Lineage:
     spec = job.node.train
     assert spec is not None
-    model = _starting_model(job, corpus)
+    model = starting_model(job, data)
 
     def observed(what: str, done: int, total: int) -> None:
         report(what, done, total)
         crash_point(f"{job.node.method}-{done // spec.batch_tokens}")
 
-    outcome = _training_run(job, model, corpus, observed).run()
+    outcome = _training_run(job, model, data, observed).run()
     model.save_pretrained(staging)
-    copy_tokenizer(corpus.tokenizer_dir, staging)
+    copy_tokenizer(data.tokenizer_dir, staging)
     flops = job.own_flops * outcome.tokens / spec.tokens  # less than planned where the run stopped early
     progress = outcome.progress
     return Lineage(
@@ -106,15 +117,15 @@ def _train(job: Job, corpus: Corpus, staging: Path, report: Report) -> Lineage:
     )
 
 
-def _training_run(job: Job, model: PreTrainedModel, corpus: Corpus, report: Report | None) -> TrainingRun:
+def _training_run(job: Job, model: PreTrainedModel, data: Corpus | Examples, report: Report | None) -> TrainingRun:
     from ract.train.node import Teachers, TrainingRun
 
     assert job.node.train is not None
     return TrainingRun(
         model,
         job.node.train,
-        corpus.tokens["train"],
-        corpus.tokens["valid"],
+        data.tokens["train"],
+        data.tokens["valid"],
         teachers=Teachers([_load(Path(t)) for t in job.teachers], _alpha_of(job)),
         work=Path(job.work),
         checkpoint_seconds=job.checkpoint_seconds,
@@ -122,20 +133,7 @@ def _training_run(job: Job, model: PreTrainedModel, corpus: Corpus, report: Repo
     )
 
 
-def _starting_model(job: Job, corpus: Corpus) -> PreTrainedModel:
-    if job.node.parents:
-        return _load(Path(job.parents[job.node.parents[0]])).float()
-    tokenizer = load_tokenizer(corpus.tokenizer_dir)
-    return new_compact_transformer(
-        job.node.shape,
-        seed=job.node.seed,
-        max_position_embeddings=job.max_position_embeddings,
-        eos_token_id=corpus.separator,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def _aggregate(job: Job, corpus: Corpus, staging: Path, report: Report) -> Lineage:
+def _aggregate(job: Job, data: Corpus | Examples, staging: Path, report: Report) -> Lineage:
     from ract.aggregate.engine import execute
     from ract.aggregate.methods import method
 
@@ -145,7 +143,7 @@ def _aggregate(job: Job, corpus: Corpus, staging: Path, report: Report) -> Linea
     learned: LearnedWeights | None = None
     weights: Any = list(spec.weights) if isinstance(spec.weights, tuple) else spec.weights
     if spec.weights == "learned":
-        learned = _learn(job, corpus, report)
+        learned = _learn(job, data, report)
         weights = learned.weights
     if weights == "uniform":
         weights = [1 / len(children)] * len(children)
@@ -173,21 +171,12 @@ def _aggregate(job: Job, corpus: Corpus, staging: Path, report: Report) -> Linea
     )
 
 
-def _learn(job: Job, corpus: Corpus, report: Report) -> LearnedWeights:
-    """α on windows from all over the valid split; as many others, never looked at, say how it generalises."""
+def _learn(job: Job, data: Corpus | Examples, report: Report) -> LearnedWeights:
+    """α on one half of what the valid split gives; the other half, never looked at, says how it generalises."""
     from ract.aggregate.weights import learn
-    from ract.data.batches import training_batch, window_count
 
     spec = job.node.aggregate
     assert spec is not None
-    valid = corpus.tokens["valid"]
-    block = min(WEIGHTS_BLOCK, (len(valid) - 1) // 2)  # two windows at least
-    windows = min(window_count(valid, block) // 2, max(1, spec.weights_tokens // block))
-
-    def batches(shard: int) -> list[dict[str, torch.Tensor]]:
-        rows = training_batch(valid, step=0, batch_size=windows, block_size=block, seed=0, shard=(shard, 2))
-        pieces = torch.from_numpy(rows).split(max(1, LEARN_BATCH_TOKENS // block))
-        return [{"input_ids": piece, "labels": piece} for piece in pieces]
 
     def observed(what: str, done: int, total: int) -> None:
         report(what, done, total)
@@ -195,8 +184,8 @@ def _learn(job: Job, corpus: Corpus, report: Report) -> LearnedWeights:
 
     return learn(
         [Path(job.parents[p]) for p in job.node.parents],
-        batches(0),
-        batches(1),
+        _valid_batches(data, spec.weights_tokens, 0),
+        _valid_batches(data, spec.weights_tokens, 1),
         per=spec.per,  # type: ignore[arg-type]
         steps=LEARN_STEPS,
         seed=job.node.seed,
@@ -204,19 +193,22 @@ def _learn(job: Job, corpus: Corpus, report: Report) -> LearnedWeights:
     )
 
 
-def _measure(directory: Path, corpus: Corpus, test_tokens: int) -> dict[str, Any]:
-    split = "test" if len(corpus.tokens["test"]) > 1 else "valid"
-    measured = evaluate(
-        _load(directory),
-        corpus.tokens[split],
-        corpus.bytes[split],
-        block_size=256,
-        batch_size=_EVALUATION_ROWS,
-        limit_tokens=test_tokens,
-        token_bytes=corpus.token_bytes,
-        separator=corpus.separator,
-    )
-    return {"split": split, **measured}
+def _valid_batches(data: Corpus | Examples, limit_tokens: int, half: int) -> list[dict[str, torch.Tensor]]:
+    """One half of about twice *limit_tokens* tokens from all over the valid split, for ``model(**batch).loss``."""
+    if not isinstance(data, Corpus):
+        from ract.data.example_batches import heldout_batches
+
+        return heldout_batches(
+            data, "valid", limit_tokens=limit_tokens, part=(half, 2), batch_tokens=LEARN_BATCH_TOKENS
+        )
+    from ract.data.batches import training_batch, window_count
+
+    valid = data.tokens["valid"]
+    block = min(WEIGHTS_BLOCK, (len(valid) - 1) // 2)  # two windows at least
+    windows = min(window_count(valid, block) // 2, max(1, limit_tokens // block))
+    rows = training_batch(valid, step=0, batch_size=windows, block_size=block, seed=0, shard=(half, 2))
+    pieces = torch.from_numpy(rows).split(max(1, LEARN_BATCH_TOKENS // block))
+    return [{"input_ids": piece, "labels": piece} for piece in pieces]
 
 
 def _load(directory: Path) -> PreTrainedModel:
@@ -234,8 +226,8 @@ def _parents(job: Job) -> list[Parent]:
 
 def _alpha_of(job: Job) -> list[float]:
     """The teachers' weights: α of the aggregation that is being healed; uniform where α differs by layer."""
-    if not job.teachers:
-        return []
+    if len(job.teachers) < 2:
+        return [1.0] * len(job.teachers)
     lineage = read_lineage(Path(job.parents[job.node.parents[0]]))
     if lineage is not None and isinstance(lineage.weights, list) and len(lineage.weights) == len(job.teachers):
         return lineage.weights
@@ -243,10 +235,10 @@ def _alpha_of(job: Job) -> list[float]:
 
 
 def _metrics_of_parents(job: Job) -> dict[str, Any]:
-    """Bits per byte of each parent, for the line "before → after"."""
+    """The task's metric of each parent, for the line "before → after"."""
     found = {name: read_lineage(Path(path)) for name, path in job.parents.items()}
     return {
-        name: {"bits_per_byte": lineage.metrics_after["bits_per_byte"]}
+        name: {key: lineage.metrics_after[key] for key in _METRICS if key in lineage.metrics_after}
         for name, lineage in found.items()
-        if lineage is not None and "bits_per_byte" in lineage.metrics_after
+        if lineage is not None
     }
