@@ -39,31 +39,37 @@ def command_page() -> str:
 def plan_page() -> str:
     """Every table and key of a plan file, with its type and default, as Markdown."""
     from ract.plan import schema
+    from ract.plan import tables as shared
     from ract.plan.defaults import FINAL_DECAY, TRAIN_DEFAULTS
 
     defaults: dict[str, Any] = {**TRAIN_DEFAULTS, "decay": f"{FINAL_DECAY} at the end of a chain, else 0"}
-    tables: list[tuple[str, type[schema.Table]]] = [
+    tables: list[tuple[str, type[shared.Table]]] = [
         ("(top of the file)", schema.Plan),
-        ("[data]", schema.DataTable),
-        ("[tokenizer]", schema.TokenizerTable),
+        ("[data]", shared.DataTable),
+        ("[data.domains.NAME]", shared.DomainTable),
+        ("[tokenizer]", shared.TokenizerTable),
         ("[compact]", schema.CompactTable),
-        ("[train], and train, branch and heal", schema.TrainTable),
-        ("train = { … }, branch = { … }, heal = { … }", schema.StageTable),
-        ("branch = { … }", schema.BranchTable),
-        ("heal = { … }", schema.HealTable),
+        ("[train], and train, pretrain, branch, heal and student", shared.TrainTable),
+        ("train, pretrain, branch, heal, student = { … }", shared.StageTable),
+        ("branch = { … }", shared.BranchTable),
+        ("heal = { … }", shared.HealTable),
+        ("student = { … }", shared.StudentTable),
         ("[[level]]", schema.LevelTable),
         ("[tree]", schema.TreeTable),
         ("[budget]", schema.BudgetTable),
         ("[baseline]", schema.BaselineTable),
     ]
     parts = ["# The plan file\n\n", _NOTE]
-    parts.append('Counts may be written `"2M"`, sizes `"20MB"`. An unknown key is an error.\n\n')
+    parts.append('Counts may be written `"2M"`, sizes `"20MB"`. An unknown key is an error. ')
+    parts.append("Defaults of training are those of language modelling; `ract check` shows what a plan comes to.\n\n")
     for title, table in tables:
         doc = " ".join((table.__doc__ or "").replace("``", "`").split())
         parts.append(f"## {title}\n\n{doc}\n\n| key | type | default | |\n|---|---|---|---|\n")
-        inherited = set(table.__mro__[1].model_fields) if issubclass(table.__mro__[1], schema.Table) else set()
-        for key, field in table.model_fields.items():
-            if key not in inherited:
+        above = table.__mro__[1]
+        inherited = above.model_fields if issubclass(above, shared.Table) else {}
+        for name, field in table.model_fields.items():
+            key = field.alias or name
+            if name not in inherited or field.default != inherited[name].default:
                 default = _default(field) if key not in defaults or "Train" not in table.__name__ else defaults[key]
                 parts.append(
                     f"| `{key}` | {_type(field.annotation)} | {_cell(default)} | {_cell(field.description or '')} |\n"
