@@ -59,13 +59,19 @@ class HubDataset:
 
     def rows(self, field: str) -> Iterator[str]:
         """The text in *field* of every row, streamed. Raises BadInput when the set or the field is not there."""
+        return (text_of(row, field, self.source) for row in self.records())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every row, streamed, classes by their names. Raises BadInput when the set is not there."""
         with needs_extra(f"The source {self.source}", "train"):
             import datasets
         with _loadable(self.source):
             arguments = {"data_files": [str(f) for f in self.files]} if self.name in _LOCAL_FORMATS else {}
             rows = datasets.load_dataset(self.name, self.config, split=self.split, streaming=True, **arguments)
+            classes = {key: feature for key, feature in (rows.features or {}).items() if hasattr(feature, "int2str")}
             for row in rows:
-                yield text_of(row, field, self.source)
+                named = {k: f.int2str(row[k]) for k, f in classes.items() if isinstance(row[k], int) and row[k] >= 0}
+                yield {**row, **named}
 
     def fingerprint(self) -> str:
         """Names the content: hashes of local files, or the data set's own hash (it includes the hub's revision)."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from ract.errors import BadInput, needs_extra
 
@@ -27,38 +27,53 @@ PADDING = (
 )
 SPECIAL_TOKENS = (SEPARATOR, PADDING)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+# What the tokenizer's config calls the special tokens of each kind of model, and how a text is framed by them.
+_ROLES: dict[str, dict[str, str]] = {
+    "decoder": {"bos_token": SEPARATOR, "eos_token": SEPARATOR, "pad_token": PADDING},
+    "encoder": {"pad_token": PADDING, "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
+    "encoder-decoder": {"pad_token": PADDING, "eos_token": "</s>"},
+}
+_FRAMES = {"encoder": "[CLS] $A [SEP]", "encoder-decoder": "$A </s>"}
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _PIECE_CHARACTERS = 1 << 14
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> None:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, directory: Path, kind: str = "decoder", *, lowercase: bool = False
+) -> None:
     """Train byte-level BPE on *texts* (streamed) and save it in *directory* for ``AutoTokenizer.from_pretrained``.
 
-    The vocabulary has at most *vocab_size* entries, fewer where the text has no more pairs to join; the two special
-    tokens come first. The same texts give the same file. Raises BadInput when *vocab_size* cannot hold the bytes.
+    The vocabulary has at most *vocab_size* entries, fewer where the text has no more pairs to join; the special tokens
+    of the *kind* of model (decoder, encoder, encoder-decoder) come first. An encoder's text is framed as
+    ``[CLS] text [SEP]``, an encoder-decoder's ends with ``</s>``. With *lowercase*, upper case makes no difference.
+    The same texts give the same file. Raises BadInput when *vocab_size* cannot hold the bytes.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
+    special = tuple(dict.fromkeys(_ROLES[kind].values()))
+    if vocab_size < 256 + len(special):
         raise BadInput(
             f"vocab_size = {vocab_size} is too small for byte-level BPE",
-            f"It is at least {SMALLEST_VOCABULARY}: 256 bytes and {len(SPECIAL_TOKENS)} special tokens",
+            f"It is at least {256 + len(special)}: 256 bytes and {len(special)} special tokens",
         )
     tokenizer = Tokenizer(models.BPE())
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_pieces(texts), trainer)
+    if kind in _FRAMES:
+        framing = [(token, tokenizer.token_to_id(token)) for token in special if token in _FRAMES[kind]]
+        tokenizer.post_processor = processors.TemplateProcessing(single=_FRAMES[kind], special_tokens=framing)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SEPARATOR,
-        "eos_token": SEPARATOR,
-        "pad_token": PADDING,
+        **_ROLES[kind],
         "clean_up_tokenization_spaces": False,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -74,6 +74,7 @@ class TokenizerTable(Table):
     """``[tokenizer]``: a byte-level BPE trained on the train split."""
 
     vocab_size: Count = 4096
+    lowercase: bool = Field(default=False, description="classification: upper case makes no difference")
 
 
 class TrainTable(Table):

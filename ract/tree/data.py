@@ -106,6 +106,7 @@ def example_spec(plan: Plan) -> ExampleSpec:
         test_fraction=data.test_fraction,
         max_tokens=data.max_tokens,
         unlabelled=tuple(data.unlabelled),
+        lowercase=plan.tokenizer.lowercase,
     )
 
 
