@@ -110,7 +110,8 @@ def _examples(spec: ExampleSpec, skipped: Counter[str] | None = None) -> Iterato
             for where, text, answer in rows:
                 into = split_of(text, valid=valid, test=test) if split == "train" else split
                 if text.strip() and answer.strip():
-                    yield _Example(where, into, domain, text.strip(), answer.strip())
+                    answer = spec.label_names.get(answer, answer.strip())
+                    yield _Example(where, into, domain, text.strip(), answer)
                 elif skipped is not None:
                     skipped[into] += 1
 
@@ -126,9 +127,8 @@ def _labels(spec: ExampleSpec) -> tuple[str, ...]:
     names = seen["train"]
     if len(names) < 2:
         which = f'only the class "{next(iter(names))}"' if names else "no example"
-        raise BadInput(
-            f"the train split has {which}: there is nothing to tell apart", "Give texts of two classes or more"
-        )
+        problem = f"the train split has {which}: there is nothing to tell apart"
+        raise BadInput(problem, "Give texts of two classes or more")
     unseen = sorted((seen["valid"] | seen["test"]) - names)
     if unseen:
         raise BadInput(

@@ -31,7 +31,7 @@ class ExampleSpec:
 
     *task* is "classification" or "translation"; sources are those of :mod:`ract.data.rows`. *domains* maps a name to
     sources of its own for each split. Where a split has no source, a share of *train* is it, by the hash of the text.
-    A text is cut after *max_tokens* tokens, special ones counted. *unlabelled* is more plain text for the tokenizer and
+    *label_names* renames classes. A text is cut after *max_tokens* tokens, special ones counted. *unlabelled* is more plain text for the tokenizer and
     for masked-language-model training.
     """
 
@@ -49,6 +49,7 @@ class ExampleSpec:
     max_tokens: int = 256
     unlabelled: tuple[str, ...] = ()
     lowercase: bool = False
+    label_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parts(self) -> list[tuple[str, Mapping[str, tuple[str, ...]]]]:
@@ -209,19 +210,9 @@ def open_examples(folder: Path) -> Examples:
     if not is_complete(folder):
         raise BadInput(f"{folder} holds no prepared examples", "Run the same command again: they are made anew")
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    lists = {key: tuple(record[key]) for key in ("labels", "domains")}
-    plain = (
-        "digest",
-        "task",
-        "vocab_size",
-        "max_tokens",
-        "separator",
-        "pad_token_id",
-        "truncated",
-        "skipped",
-        "overlap",
-    )
-    return Examples(path=folder, **{key: record[key] for key in plain}, **lists)
+    counts = {key: record[key] for key in ("truncated", "skipped", "overlap")}
+    plain = {key: record[key] for key in ("digest", "task", "vocab_size", "max_tokens", "separator", "pad_token_id")}
+    return Examples(path=folder, labels=tuple(record["labels"]), domains=tuple(record["domains"]), **counts, **plain)
 
 
 def pad_token_of(folder: Path) -> int:

@@ -72,7 +72,7 @@ def _rows(source: str, wanted: str) -> Iterator[Row]:
     some = False
     for item in resolve(source):
         if isinstance(item, HubDataset):
-            found = ((f"{source} row {number}", row) for number, row in enumerate(item.records(), start=1))
+            found: Iterator[Row] = ((f"{source} row {n}", row) for n, row in enumerate(item.records(), start=1))
         else:
             found = _file_rows(item, wanted)
         for where, row in found:

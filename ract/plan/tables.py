@@ -41,6 +41,9 @@ class DataTable(Table):
     document: Literal["auto", "file", "paragraph", "line"] = Field(default="auto", description="what one document is")
     text_field: str = Field(default="text", description="the field of a JSONL row or data-set row that holds the text")
     label_field: str = Field(default="label", description="classification: the field or column of the class")
+    label_names: dict[str, str] = Field(
+        default={}, description='classification: what the classes are called, e.g. { 0 = "negative", 1 = "positive" }'
+    )
     source_field: str = Field(default="source", description="translation: the field or column to translate from")
     target_field: str = Field(default="target", description="translation: the field or column to translate into")
     source_language: str = Field(default="", description='translation: code of the language, e.g. "en"')

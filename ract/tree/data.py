@@ -100,6 +100,7 @@ def example_spec(plan: Plan) -> ExampleSpec:
         },
         text_field=data.text_field,
         label_field=data.label_field,
+        label_names=data.label_names,
         source_field=data.source_field,
         target_field=data.target_field,
         valid_fraction=data.valid_fraction,
