@@ -110,8 +110,7 @@ def _examples(spec: ExampleSpec, skipped: Counter[str] | None = None) -> Iterato
             for where, text, answer in rows:
                 into = split_of(text, valid=valid, test=test) if split == "train" else split
                 if text.strip() and answer.strip():
-                    answer = spec.label_names.get(answer, answer.strip())
-                    yield _Example(where, into, domain, text.strip(), answer)
+                    yield _Example(where, into, domain, text.strip(), spec.label_names.get(answer, answer.strip()))
                 elif skipped is not None:
                     skipped[into] += 1
 

@@ -31,8 +31,8 @@ class ExampleSpec:
 
     *task* is "classification" or "translation"; sources are those of :mod:`ract.data.rows`. *domains* maps a name to
     sources of its own for each split. Where a split has no source, a share of *train* is it, by the hash of the text.
-    *label_names* renames classes. A text is cut after *max_tokens* tokens, special ones counted. *unlabelled* is more plain text for the tokenizer and
-    for masked-language-model training.
+    *label_names* renames classes. A text is cut after *max_tokens* tokens, special ones counted. *unlabelled* is more
+    plain text, for the tokenizer and for masked-language-model training.
     """
 
     task: str

@@ -1,0 +1,241 @@
+"""What a training run minimises: which batches, which positions have a target, and the loss there.
+
+Every objective gives its loss as a sum over targets, so that a mean over a whole batch is the same however the batch is
+cut into micro-batches or among processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ract.cost import MASKED_SHARE
+from ract.data.batches import training_batch, window_count
+from ract.data.example_batches import IGNORED, Batch, ExampleOrder, collate, heldout_batches, micro_batches
+from ract.data.examples import Examples
+from ract.data.tokenizer import load_tokenizer
+from ract.data.tokens import Corpus
+from ract.errors import BadInput
+from ract.plan.graph import TrainSpec
+
+VALID_TOKENS = 16_384
+_VALID_EXAMPLE_TOKENS = 65_536
+
+
+class Objective:
+    """One kind of training. Batches are dictionaries for the model, with ``labels``; a label of −100 is no target."""
+
+    def __init__(self, spec: TrainSpec) -> None:
+        self.spec = spec
+        self.first_step = spec.start_tokens // spec.batch_tokens
+
+    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> tuple[list[Batch], int]:
+        """The forward passes of training step *step* for process *rank* of *world*, and the targets of all of them."""
+        raise NotImplementedError
+
+    def valid_batches(self) -> list[Batch]:
+        """Held-out batches, the same in every evaluation; none where there is no held-out data."""
+        raise NotImplementedError
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """What *model* predicts at the positions that have a target: (targets, classes)."""
+        raise NotImplementedError
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """The right answers there: int64 (targets,)."""
+        labels = batch["labels"].flatten()
+        return labels[labels != IGNORED]
+
+    def loss_sum(self, logits: torch.Tensor, targets: torch.Tensor, *, training: bool) -> torch.Tensor:
+        """Σ of cross-entropies in nats; smoothed and weighted only in *training*."""
+        smoothing = self.spec.label_smoothing if training else 0.0
+        return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+
+
+class NextToken(Objective):
+    """Each token of a window from those before it."""
+
+    def __init__(self, spec: TrainSpec, tokens: np.ndarray, valid: np.ndarray | None) -> None:
+        super().__init__(spec)
+        self.tokens, self.valid = tokens, valid
+
+    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> tuple[list[Batch], int]:
+        """See :meth:`Objective.micro_batches`. Raises BadInput when the windows do not divide among the processes."""
+        rows = _windows(self.tokens, self.spec, step + self.first_step)
+        own = _of_this_process(rows, self.spec, rank, world)
+        return [_shifted(piece) for piece in own], rows[:, 1:].size
+
+    def valid_batches(self) -> list[Batch]:
+        """Windows from all over the valid split."""
+        return [_shifted(rows) for rows in _valid_windows(self.valid, self.spec)]
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """(tokens, vocabulary)."""
+        return model(input_ids=batch["input_ids"], use_cache=False).logits.flatten(0, 1)
+
+
+class MaskedTokens(Objective):
+    """Masked language modelling (Devlin et al., 1810.04805) with 30% of the tokens predicted (Wettig et al., 2202.08005).
+
+    Of the chosen tokens 80% are shown as the mask, 10% as another token and 10% as they are; which, follows from the
+    step alone. The head sees only the chosen positions.
+    """
+
+    def __init__(self, spec: TrainSpec, data: Examples) -> None:
+        super().__init__(spec)
+        self.tokens, self.valid, self.vocab_size = data.stream["train"], data.stream["valid"], data.vocab_size
+        mask = load_tokenizer(data.tokenizer_dir).mask_token_id
+        if mask is None:
+            raise BadInput("the tokenizer has no mask token, which masked language modelling needs", "Leave pretrain out")
+        self.mask = int(mask)
+
+    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> tuple[list[Batch], int]:
+        """See :meth:`Objective.micro_batches`."""
+        windows = _windows(self.tokens, self.spec, step + self.first_step)[:, :-1]
+        rows = self._masked(windows, (self.spec.order_seed, step + self.first_step))
+        own = _of_this_process(rows, self.spec, rank, world)
+        return [self._batch(piece) for piece in own], int((rows[:, 1] != IGNORED).sum())
+
+    def valid_batches(self) -> list[Batch]:
+        """Windows from all over the valid texts, masked once."""
+        pieces = _valid_windows(self.valid, self.spec)
+        return [self._batch(self._masked(rows[:, :-1], (0, 0, number))) for number, rows in enumerate(pieces)]
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """(masked tokens, vocabulary): the head is applied to them alone where the architecture lets it."""
+        chosen = batch["labels"] != IGNORED
+        base = getattr(model, model.base_model_prefix, None) if hasattr(model, "base_model_prefix") else None
+        if base is not None and hasattr(model, "head") and hasattr(model, "decoder"):  # ModernBERT
+            hidden = base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+            return model.decoder(model.head(hidden[chosen]))  # type: ignore[operator]
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[chosen]
+
+    def _masked(self, windows: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+        """(rows, 2, block): what is shown, and the labels."""
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        chosen = generator.random(windows.shape) < MASKED_SHARE
+        chosen[:, 0] |= ~chosen.any(axis=1)  # never a row without a target
+        fate = generator.random(windows.shape)
+        other = generator.integers(self.vocab_size, size=windows.shape)
+        shown = np.where(chosen & (fate < 0.8), self.mask, np.where(chosen & (fate >= 0.9), other, windows))
+        return np.stack([shown, np.where(chosen, windows, IGNORED)], axis=1)
+
+    @staticmethod
+    def _batch(rows: np.ndarray) -> Batch:
+        inputs, labels = torch.from_numpy(rows[:, 0].copy()), torch.from_numpy(rows[:, 1].copy())
+        return {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "labels": labels}
+
+
+class _OfExamples(Objective):
+    """Shared by the objectives on examples: length buckets, and a share of every micro-batch for each process."""
+
+    def __init__(self, spec: TrainSpec, data: Examples) -> None:
+        super().__init__(spec)
+        self.data = data
+        self.order = ExampleOrder(
+            data, batch_tokens=spec.batch_tokens, seed=spec.order_seed, shard=spec.shard, domain=spec.domain
+        )
+
+    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> tuple[list[Batch], int]:
+        """See :meth:`Objective.micro_batches`."""
+        examples = self.order.batch(step + self.first_step)
+        pieces = micro_batches(self.data, "train", examples[rank::world], self.spec.micro_batch_tokens)
+        if self.data.task == "translation":
+            total = int(self.data.targets["train"].lengths[examples].sum())
+        else:
+            total = len(examples)
+        return [collate(self.data, "train", piece) for piece in pieces], total
+
+    def valid_batches(self) -> list[Batch]:
+        """Examples from all over the valid split."""
+        if not self.data.count("valid"):
+            return []
+        return heldout_batches(
+            self.data, "valid", limit_tokens=_VALID_EXAMPLE_TOKENS, batch_tokens=self.spec.micro_batch_tokens
+        )
+
+
+class Classification(_OfExamples):
+    """The class of a text. With ``class_weights = "balanced"`` every class has the same share in the loss."""
+
+    def __init__(self, spec: TrainSpec, data: Examples) -> None:
+        super().__init__(spec, data)
+        self.weights = None
+        if spec.class_weights == "balanced":
+            counts = np.bincount(data.label_ids["train"][self.order.members], minlength=len(data.labels))
+            self.weights = torch.from_numpy(counts.sum() / (len(counts) * np.maximum(counts, 1))).float()
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """(texts, classes)."""
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+    def loss_sum(self, logits: torch.Tensor, targets: torch.Tensor, *, training: bool) -> torch.Tensor:
+        """See :meth:`Objective.loss_sum`."""
+        if not training or self.weights is None:
+            return super().loss_sum(logits, targets, training=training)
+        return F.cross_entropy(
+            logits.float(),
+            targets,
+            self.weights.to(logits.device),
+            reduction="sum",
+            label_smoothing=self.spec.label_smoothing,
+        )
+
+
+class Translation(_OfExamples):
+    """Each token of the translation from the source and the tokens before it."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """(target tokens, vocabulary)."""
+        # Given labels, the model makes the decoder's inputs from them; its own loss is not used.
+        found = model(**batch, use_cache=False).logits
+        return found[batch["labels"] != IGNORED]
+
+
+def build_objective(spec: TrainSpec, data: Corpus | Examples) -> Objective:
+    """The objective that *spec* names, on *data*."""
+    if isinstance(data, Corpus):
+        return NextToken(spec, data.tokens["train"], data.tokens["valid"])
+    kinds: dict[str, Any] = {"masked": MaskedTokens, "classification": Classification, "translation": Translation}
+    return kinds[spec.objective](spec, data)
+
+
+def _windows(tokens: np.ndarray, spec: TrainSpec, step: int) -> np.ndarray:
+    return training_batch(
+        tokens,
+        step=step,
+        batch_size=spec.batch_tokens // spec.block_size,
+        block_size=spec.block_size,
+        seed=spec.order_seed,
+        shard=spec.shard,
+    )
+
+
+def _of_this_process(rows: np.ndarray, spec: TrainSpec, rank: int, world: int) -> list[np.ndarray]:
+    own = len(rows) // world
+    pieces = max(1, own * spec.block_size // spec.micro_batch_tokens)
+    if len(rows) % world or own % pieces:
+        raise BadInput(
+            f"a batch of {len(rows)} windows does not divide among {world} processes",
+            "Change batch_tokens or the number of processes",
+        )
+    return np.split(rows[rank::world], pieces)
+
+
+def _shifted(rows: np.ndarray) -> Batch:
+    windows = torch.from_numpy(rows)
+    return {"input_ids": windows[:, :-1], "labels": windows[:, 1:]}
+
+
+def _valid_windows(valid: np.ndarray | None, spec: TrainSpec) -> list[np.ndarray]:
+    if valid is None or len(valid) < 2:
+        return []
+    block = min(spec.block_size, len(valid) - 1)
+    count = min(window_count(valid, block), max(1, VALID_TOKENS // block))
+    windows = training_batch(valid, step=0, batch_size=count, block_size=block, seed=0)
+    rows = max(1, spec.micro_batch_tokens // block)
+    return [windows[i : i + rows] for i in range(0, count, rows)]
