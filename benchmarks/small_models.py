@@ -14,6 +14,7 @@ from ract.data.corpus import documents
 from ract.data.tokenizer import TextEncoder, copy_tokenizer, train_tokenizer
 from ract.plan.graph import TrainSpec
 from ract.train.node import TrainingRun
+from ract.train.objectives import NextToken
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,7 +47,8 @@ def train(model: PreTrainedModel, tokens: np.ndarray, count: int, *, lr: float, 
         "lr": lr, "warmup": 0.05, "decay": 0.3, "optimizer": "adamw", "weight_decay": 0.1, "l2_penalty": 0.0,
         "grad_clip": 1.0, "ema": 0.0, "patience": 0, "evaluations": 1, "precision": "auto", "order_seed": seed,
     }  # fmt: skip
-    TrainingRun(model, TrainSpec(**(fields | changes)), tokens).run()
+    spec = TrainSpec(**(fields | changes))
+    TrainingRun(model, spec, NextToken(spec, tokens, None)).run()
     model.eval()
 
 

@@ -23,6 +23,7 @@ def main() -> None:
     from ract.model.compact import new_compact_transformer
     from ract.plan.defaults import default_train_spec
     from ract.train.node import TrainingRun
+    from ract.train.objectives import NextToken
 
     torch.set_num_threads(int(sys.argv[1]))
     speeds = {}
@@ -30,7 +31,7 @@ def main() -> None:
         shape = derive_shape(2048, width, 3)
         spec = default_train_spec(tokens=2 * 4096)
         tokens = np.random.default_rng(0).integers(0, shape.vocab_size, 200_000).astype(np.uint16)
-        run = TrainingRun(new_compact_transformer(shape, seed=0), spec, tokens)
+        run = TrainingRun(new_compact_transformer(shape, seed=0), spec, NextToken(spec, tokens, None))
         run.step(0)
         # The fastest of a few: what the machine can do when nothing else is running.
         seconds = min(_timed(run.step, step) for step in range(1, 1 + _STEPS))

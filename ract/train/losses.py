@@ -9,22 +9,17 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats. *logits* (batch, block, vocab) in any float type, *targets* (batch, block)."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-
-
 def distillation_loss(
     logits: torch.Tensor, teacher_logits: Sequence[torch.Tensor], alpha: Sequence[float], temperature: float
 ) -> torch.Tensor:
-    """``T² · KL(Σ αᵢ softmax(tᵢ/T) ‖ softmax(s/T))``, mean over tokens (Hinton et al., 1503.02531).
+    """``T² · KL(Σ αᵢ softmax(tᵢ/T) ‖ softmax(s/T))``, mean over targets (Hinton et al., 1503.02531).
 
-    All logits are (batch, block, vocab); the teachers' distributions are mixed, not their logits, so that a teacher who
+    All logits are (targets, classes); the teachers' distributions are mixed, not their logits, so that a teacher who
     is sure counts even where the others know nothing.
     """
     mixture = sum(a * F.softmax(t.float() / temperature, dim=-1) for a, t in zip(alpha, teacher_logits, strict=True))
     student = F.log_softmax(logits.float() / temperature, dim=-1)
-    divergence = F.kl_div(student.flatten(0, 1), torch.as_tensor(mixture).flatten(0, 1), reduction="batchmean")
+    divergence = F.kl_div(student, torch.as_tensor(mixture), reduction="batchmean")
     return temperature**2 * divergence
 
 

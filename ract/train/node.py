@@ -13,22 +13,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ract.data.batches import training_batch, window_count
-from ract.errors import BadInput, NonFiniteLoss
+from ract.data.example_batches import Batch
+from ract.errors import NonFiniteLoss
 from ract.plan.graph import TrainSpec
 from ract.train.device import autocast_dtype, prefers_plain_attention
-from ract.train.losses import distillation_loss, next_token_loss, squared_norm
+from ract.train.losses import distillation_loss, squared_norm
+from ract.train.objectives import Objective
 from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimizers, set_lr, wsd_multiplier
 from ract.train.state import Progress, load_checkpoint, save_checkpoint
 
-VALID_TOKENS = 16_384
-_PLAIN_ATTENTION = ("qwen3", "qwen3_moe", "llama", "mixtral")
+_PLAIN_ATTENTION = ("qwen3", "qwen3_moe", "llama", "mixtral", "modernbert", "bert", "marian")
 
 Report = Callable[[str, int, int], None]
 
@@ -50,7 +49,7 @@ class Outcome:
 
 
 class TrainingRun:
-    """Train *model* in place on *tokens* as *spec* says; *valid* decides early stopping and is never trained on.
+    """Train *model* in place on *objective* as *spec* says; its held-out batches decide early stopping.
 
     *work* is the folder for checkpoints (None: none are written), one every *checkpoint_seconds*. *report* is called as
     ``report("train", tokens done, tokens in all)`` and may raise to stop the run.
@@ -62,15 +61,14 @@ class TrainingRun:
         self,
         model: nn.Module,
         spec: TrainSpec,
-        tokens: np.ndarray,
-        valid: np.ndarray | None = None,
+        objective: Objective,
         *,
         teachers: Teachers | None = None,
         work: Path | None = None,
         checkpoint_seconds: float = 20.0,
         report: Report | None = None,
     ) -> None:
-        self.spec, self.tokens, self.valid = spec, tokens, valid
+        self.spec, self.objective = spec, objective
         self.teachers = teachers or Teachers()
         self.work, self.checkpoint_seconds, self.report = work, checkpoint_seconds, report
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -87,7 +85,7 @@ class TrainingRun:
         self.average = AveragedModel(self.plain, multi_avg_fn=get_ema_multi_avg_fn(spec.ema)) if averaging else None
         self.best: dict[str, torch.Tensor] = {}
         self.progress = Progress()
-        self.rows = self._rows_of_this_process()
+        self.draws = _draws_at_random(self.plain)
 
     def run(self) -> Outcome:
         """Train to the end (or to an early stop), from the newest checkpoint if there is one."""
@@ -113,21 +111,17 @@ class TrainingRun:
         spec = self.spec
         lr = spec.lr * wsd_multiplier(step, spec.steps, spec.warmup, spec.decay)
         set_lr(self.optimizers, lr)
-        batch = training_batch(
-            self.tokens,
-            step=step + spec.start_tokens // spec.batch_tokens,
-            batch_size=spec.batch_tokens // spec.block_size,
-            block_size=spec.block_size,
-            seed=spec.order_seed,
-            shard=spec.shard,
-        )
-        micro_batches = np.split(batch[self.rows], self._micro_batches())
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        batches, targets = self.objective.micro_batches(step, rank, world)
+        if self.draws:  # dropout: what is drawn follows from the step, so that a resumed run draws the same
+            torch.manual_seed((spec.order_seed << 32) ^ (step * world + rank + 1))
         total = 0.0
-        for number, rows in enumerate(micro_batches, start=1):
-            with self.accelerator.no_sync(self.model) if number < len(micro_batches) else nullcontext():
-                objective, loss = self._objective(torch.from_numpy(rows).to(self.device))
-                self.accelerator.backward(objective / len(micro_batches))
-            total += loss / len(micro_batches)
+        for number, batch in enumerate(batches, start=1):
+            with self.accelerator.no_sync(self.model) if number < len(batches) else nullcontext():
+                objective, loss = self._objective(self._on_device(batch))
+                # The mean over the targets of the whole batch; among processes, gradients are averaged.
+                self.accelerator.backward(objective * (world / targets))
+            total += loss * world / targets
         norm = torch.nn.utils.clip_grad_norm_(self.plain.parameters(), spec.grad_clip or math.inf)
         if not math.isfinite(total) or not torch.isfinite(norm):
             raise NonFiniteLoss(
@@ -141,20 +135,20 @@ class TrainingRun:
             self.average.update_parameters(self.plain)
         return total
 
-    def _objective(self, windows: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """What is minimised on *windows* (rows, block + 1), and its cross-entropy alone in nats per token."""
-        spec, inputs, targets = self.spec, windows[:, :-1], windows[:, 1:]
+    def _objective(self, batch: Batch) -> tuple[torch.Tensor, float]:
+        """What is minimised on *batch*, summed over its targets, and its cross-entropy alone in nats, summed."""
+        spec, targets = self.spec, self.objective.targets(batch)
         with self._autocast():
-            logits = self.model(input_ids=inputs, use_cache=False).logits
-            loss = next_token_loss(logits, targets)
+            logits = self.objective.logits(self.model, batch)
+            loss = self.objective.loss_sum(logits, targets, training=True)
         objective = loss
         if spec.distill > 0 and self.teachers.models:
             with self._autocast(), torch.no_grad():
-                taught = [teacher(input_ids=inputs, use_cache=False).logits for teacher in self.teachers.models]
-            learned = distillation_loss(logits, taught, self.teachers.alpha, spec.temperature)
+                taught = [self.objective.logits(teacher, batch) for teacher in self.teachers.models]
+            learned = distillation_loss(logits, taught, self.teachers.alpha, spec.temperature) * len(targets)
             objective = (1 - spec.distill) * loss + spec.distill * learned
         if spec.l2_penalty > 0:
-            objective = objective + spec.l2_penalty * squared_norm(self.plain)
+            objective = objective + spec.l2_penalty * len(targets) * squared_norm(self.plain)
         return objective, loss.item()
 
     def _evaluate(self, train_loss: float) -> None:
@@ -165,8 +159,9 @@ class TrainingRun:
             "train_loss": train_loss,
             "seconds": self.progress.seconds,
         }
-        if self.valid is not None and len(self.valid) > 1:
-            row["valid_loss"] = valid_loss = self._valid_loss()
+        batches = self.objective.valid_batches()
+        if batches:
+            row["valid_loss"] = valid_loss = self._valid_loss(batches)
             if not math.isfinite(valid_loss):
                 raise NonFiniteLoss(
                     f"the valid loss is not finite after step {self.progress.step}", "Try a lower lr or a longer warmup"
@@ -181,27 +176,22 @@ class TrainingRun:
         self.progress.history.append(row)
 
     @torch.no_grad()
-    def _valid_loss(self) -> float:
+    def _valid_loss(self, batches: Sequence[Batch]) -> float:
+        """Mean cross-entropy in nats per target, without smoothing."""
         model = self._result()
         model.eval()
         total = count = 0.0
-        for batch in self._valid_batches():
-            windows = torch.from_numpy(batch).to(self.device)
+        for batch in map(self._on_device, batches):
+            targets = self.objective.targets(batch)
             with self._autocast():
-                logits = model(input_ids=windows[:, :-1], use_cache=False).logits
-            total += next_token_loss(logits, windows[:, 1:]).item() * windows[:, 1:].numel()
-            count += windows[:, 1:].numel()
+                logits = self.objective.logits(model, batch)
+                total += self.objective.loss_sum(logits, targets, training=False).item()
+            count += len(targets)
         self.model.train()
         return total / count
 
-    def _valid_batches(self) -> list[np.ndarray]:
-        """Windows from all over the valid split, the same in every evaluation."""
-        assert self.valid is not None
-        block = min(self.spec.block_size, len(self.valid) - 1)
-        count = min(window_count(self.valid, block), max(1, VALID_TOKENS // block))
-        windows = training_batch(self.valid, step=0, batch_size=count, block_size=block, seed=0)
-        rows = max(1, self.spec.micro_batch_tokens // block)
-        return [windows[i : i + rows] for i in range(0, count, rows)]
+    def _on_device(self, batch: Batch) -> Batch:
+        return {key: value.to(self.device) for key, value in batch.items()}
 
     def _result(self) -> nn.Module:
         """The model whose weights count: the average where one is kept."""
@@ -217,20 +207,6 @@ class TrainingRun:
     def _interval(self) -> int:
         """Steps between evaluations."""
         return max(1, round(self.spec.steps / self.spec.evaluations))
-
-    def _micro_batches(self) -> int:
-        return max(1, len(self.rows) * self.spec.block_size // self.spec.micro_batch_tokens)
-
-    def _rows_of_this_process(self) -> np.ndarray:
-        rows, processes = self.spec.batch_tokens // self.spec.block_size, self.accelerator.num_processes
-        if rows % processes or (rows // processes) % max(
-            1, rows // processes * self.spec.block_size // self.spec.micro_batch_tokens
-        ):
-            raise BadInput(
-                f"a batch of {rows} windows does not divide among {processes} processes",
-                "Change batch_tokens or the number of processes",
-            )
-        return np.arange(rows)[self.accelerator.process_index :: processes]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype or torch.float32, enabled=self.dtype is not None)
@@ -265,6 +241,16 @@ class TrainingRun:
             for name, parameter in self.average.module.named_parameters():
                 parameter.copy_(parts["average"][name])
             self.average.n_averaged.copy_(tensors["averaged"])
+
+
+def _draws_at_random(model: nn.Module) -> bool:
+    """Whether training *model* draws random numbers: some dropout is on, as a module or a number that blocks hold."""
+    shares = (
+        getattr(module, "p" if isinstance(module, nn.Dropout) else key, 0.0)
+        for module in model.modules()
+        for key in ("dropout", "attention_dropout", "activation_dropout")
+    )
+    return any(isinstance(share, (int, float)) and share > 0 for share in shares)
 
 
 def _use_plain_attention(*models: nn.Module) -> None:

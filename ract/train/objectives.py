@@ -23,7 +23,7 @@ from ract.errors import BadInput
 from ract.plan.graph import TrainSpec
 
 VALID_TOKENS = 16_384
-_VALID_EXAMPLE_TOKENS = 65_536
+_VALID_EXAMPLE_TOKENS = 32_768
 
 
 class Objective:
@@ -79,7 +79,7 @@ class NextToken(Objective):
 
 
 class MaskedTokens(Objective):
-    """Masked language modelling (Devlin et al., 1810.04805) with 30% of the tokens predicted (Wettig et al., 2202.08005).
+    """Masked language modelling (Devlin et al., 1810.04805), 30% of the tokens predicted (Wettig et al., 2202.08005).
 
     Of the chosen tokens 80% are shown as the mask, 10% as another token and 10% as they are; which, follows from the
     step alone. The head sees only the chosen positions.
@@ -90,7 +90,7 @@ class MaskedTokens(Objective):
         self.tokens, self.valid, self.vocab_size = data.stream["train"], data.stream["valid"], data.vocab_size
         mask = load_tokenizer(data.tokenizer_dir).mask_token_id
         if mask is None:
-            raise BadInput("the tokenizer has no mask token, which masked language modelling needs", "Leave pretrain out")
+            raise BadInput("the tokenizer has no mask token for masked language modelling", "Leave pretrain out")
         self.mask = int(mask)
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> tuple[list[Batch], int]:
@@ -108,7 +108,7 @@ class MaskedTokens(Objective):
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """(masked tokens, vocabulary): the head is applied to them alone where the architecture lets it."""
         chosen = batch["labels"] != IGNORED
-        base = getattr(model, model.base_model_prefix, None) if hasattr(model, "base_model_prefix") else None
+        base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
         if base is not None and hasattr(model, "head") and hasattr(model, "decoder"):  # ModernBERT
             hidden = base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
             return model.decoder(model.head(hidden[chosen]))  # type: ignore[operator]

@@ -40,6 +40,8 @@ def _groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], l
         tables.add(id(head.weight))
     hidden, other, vectors = [], [], []
     for parameter in model.parameters():
+        if not parameter.requires_grad:  # fixed sinusoidal positions
+            continue
         if parameter.ndim < 2:
             vectors.append(parameter)
         elif parameter.ndim > 2 or id(parameter) in tables:

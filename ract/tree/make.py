@@ -119,13 +119,13 @@ def _train(job: Job, data: Corpus | Examples, staging: Path, report: Report) -> 
 
 def _training_run(job: Job, model: PreTrainedModel, data: Corpus | Examples, report: Report | None) -> TrainingRun:
     from ract.train.node import Teachers, TrainingRun
+    from ract.train.objectives import build_objective
 
     assert job.node.train is not None
     return TrainingRun(
         model,
         job.node.train,
-        data.tokens["train"],
-        data.tokens["valid"],
+        build_objective(job.node.train, data),
         teachers=Teachers([_load(Path(t)) for t in job.teachers], _alpha_of(job)),
         work=Path(job.work),
         checkpoint_seconds=job.checkpoint_seconds,
