@@ -17,6 +17,7 @@ from ract.plan.shapes import model_settings
 from ract.tree.data import Prepared, prepare_data, with_vocabulary
 from ract.tree.job import CHECKPOINT_SECONDS, Job, is_finished, node_directory, node_keys
 from ract.tree.local import Executor, LocalExecutor
+from ract.tree.references import write_references
 
 
 class Watcher:
@@ -97,6 +98,7 @@ def build(
                     _make_all(graph, {name: jobs[name] for name in missing}, pool, watcher)
                 finally:
                     pool.close()
+            write_references(prepared, run, table.data.test_examples, watcher.data)
             _tidy(run)
             write_text(run / "plan.toml", Path(plan).read_text(encoding="utf-8"))
     return Run(run, table, graph, directories)
