@@ -141,22 +141,22 @@ def write(path: Path, text: str) -> str:
         ("BERT", "clasification", lambda d: [], 'no task "clasification". Did you mean "classification"'),
         ("BERT", "classification", lambda d: [write(d / "a.jsonl", "{}")], "is a BertModel, which classifies no texts"),
         ("BERT", "translation", lambda d: [write(d / "a.jsonl", "{}")], "is a BertModel, which translates no texts"),
-        ("BERT, classification", "classification", lambda d: [write(d / "a.txt", "x")], "a.txt is not JSONL"),
-        ("BERT, classification", "classification", lambda d: [write(d / "a.jsonl", "\n")], "a.jsonl: there is nothing"),
+        ("BERT, classification", "classification", lambda d: [write(d / "a.txt", "x")], "a.txt has no rows"),
+        ("BERT, classification", "classification", lambda d: [write(d / "a.jsonl", "\n")], "a.jsonl holds no rows"),
         ("BERT, classification", "classification", lambda d: [str(d / "none.jsonl")], "none.jsonl does not exist"),
         (
             "BERT, classification", "classification",
-            lambda d: [write(d / "a.jsonl", '{"text": "x", "label": 3}')], "line 1: the model has no label 3.*0 ",
+            lambda d: [write(d / "a.jsonl", '{"text": "x", "label": 3}')], "line 1: the model has no label .3.*0 ",
         ),
         (
             "BERT, classification", "classification",
-            lambda d: [write(d / "a.jsonl", '{"text": "x", "label": "good"}')], "the model has no label 'good'",
+            lambda d: [write(d / "a.jsonl", '{"text": "x", "label": "good"}')], "the model has no label .good.",
         ),
         (
             "BERT, classification", "classification",
-            lambda d: [write(d / "a.jsonl", '{"text": "x", "stars": 3}')], 'line 1 has no field "label".*text, stars',
+            lambda d: [write(d / "a.jsonl", '{"text": "x", "stars": 3}')], 'line 1 has no label.*text, stars',
         ),
-        ("T5", "translation", lambda d: [write(d / "a.en", "x")], "a.en is no parallel text"),
+        ("T5", "translation", lambda d: [write(d / "a.en", "x")], "a.en has no file beside it"),
         (
             "T5", "translation",
             lambda d: [write(d / "a.en", "x\ny\n"), write(d / "a.fr", "x\n")], "a.en and .* the same number of lines",

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ract.data.corpus import documents
-from ract.data.sources import JSONL_SUFFIXES, HubDataset, jsonl_rows, not_utf8, readable, resolve, text_of
+from ract.data.rows import labelled, pairs
 from ract.data.tokenizer import TextEncoder, load_tokenizer
 from ract.errors import BadInput, nearest
 from ract.model.live import live_config, model_class, read_config
@@ -44,9 +44,10 @@ def load_batches(
 
     *task* is ``"language-modeling"``: text of any source; ``input_ids`` and ``labels``, int64 ``(batch, block)``, where
     a causal model predicts each next token and an encoder the 15% of its tokens that were masked (Devlin et al. 2019;
-    drawn once, from *seed*). ``"classification"``: JSONL with ``text`` and ``label`` (a number, or a name the model
-    knows); ``labels`` are ``(batch,)``. ``"translation"``: JSONL with ``source`` and ``target``, or two files whose
-    lines correspond; padding in ``labels`` is −100. Texts of the last two are cut after *block_size* tokens.
+    drawn once, from *seed*). ``"classification"``: rows (JSONL, CSV, TSV, Parquet) with ``text`` and ``label`` (a
+    number, or a name the model knows); ``labels`` are ``(batch,)``. ``"translation"``: rows with ``source`` and
+    ``target``, or two files whose lines correspond; padding in ``labels`` is −100. Texts of the last two are cut after
+    *block_size* tokens.
 
     Raises BadInput: a task or file that is not there, data of another form, a label the model does not have, a model
     that is not made for the task.
@@ -59,9 +60,9 @@ def load_batches(
     if task == "language-modeling":
         batches = _language_modeling(model, files, block_size, batch_size, seed)
     elif task == "classification":
-        batches = _classification(model, _rows(files), block_size, batch_size)
+        batches = _classification(model, labelled(files), block_size, batch_size)
     else:
-        batches = _translation(model, _pairs(files), block_size, batch_size)
+        batches = _translation(model, pairs(files), block_size, batch_size)
     found = list(itertools.islice(batches, limit))
     if not found:
         raise BadInput(f"{', '.join(files)}: there is nothing to measure the model on", "Give more held-out data")
@@ -142,7 +143,7 @@ def _blocks(encoder: TextEncoder, files: Sequence[str], size: int) -> Iterator[l
 
 
 def _classification(
-    model: _Model, rows: Iterable[tuple[str, dict[str, Any]]], block_size: int, batch_size: int
+    model: _Model, rows: Iterable[tuple[str, str, str]], block_size: int, batch_size: int
 ) -> Iterator[Batch]:
     if not model.is_a("ForSequenceClassification"):
         problem = f"{model.path} is a {model.class_name}, which classifies no texts"
@@ -151,35 +152,36 @@ def _classification(
     if tokenizer.pad_token_id is None or model.config.pad_token_id is None:
         batch_size = 1  # without padding only texts of equal length can share a batch
     for some in _groups(rows, batch_size):
-        batch = _tokenized(tokenizer, [text_of(row, "text", where) for where, row in some], block_size)
-        batch["labels"] = torch.tensor([_label(row, model.config, where) for where, row in some])
+        batch = _tokenized(tokenizer, [text for _, text, _ in some], block_size)
+        batch["labels"] = torch.tensor([label_number(label, model.config, where) for where, _, label in some])
         yield batch
 
 
-def _label(row: dict[str, Any], config: PretrainedConfig, where: str) -> int:
-    if "label" not in row:
-        raise BadInput(f'{where} has no field "label"', f"Name one of its fields label: {', '.join(row)}")
-    label = row["label"]
-    number = config.label2id.get(label) if isinstance(label, str) else label
-    if isinstance(label, str) and number is None and label.isdecimal():
+def label_number(label: str, config: PretrainedConfig, where: str) -> int:
+    """The number of the class *label*, its name in *config* or a number; BadInput, naming *where*, when it has none."""
+    number = config.label2id.get(label)
+    if number is None and label.isdecimal():
         number = int(label)
     if not isinstance(number, int) or not 0 <= number < config.num_labels:
         known = ", ".join(f"{number} ({text})" for number, text in sorted(config.id2label.items()))
-        raise BadInput(f"{where}: the model has no label {label!r}", f"Known: {known}")
-    return int(number)
+        raise BadInput(f'{where}: the model has no label "{label}"', f"Known: {known}")
+    return number
 
 
-def _translation(model: _Model, pairs: Iterable[tuple[str, str]], block_size: int, batch_size: int) -> Iterator[Batch]:
+def _translation(
+    model: _Model, sentences: Iterable[tuple[str, str, str]], block_size: int, batch_size: int
+) -> Iterator[Batch]:
     if not model.is_a("ForSeq2SeqLM", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES):
         problem = f"{model.path} is a {model.class_name}, which translates no texts"
         raise BadInput(problem, "Give an encoder-decoder model with a head (…ForConditionalGeneration)")
     tokenizer = load_tokenizer(model.path)
     if tokenizer.pad_token_id is None:
         batch_size = 1
-    for some in _groups(pairs, batch_size):
-        batch = _tokenized(tokenizer, [source for source, _ in some], block_size)
+    whole = (pair for pair in sentences if pair[1].strip() and pair[2].strip())
+    for some in _groups(whole, batch_size):
+        batch = _tokenized(tokenizer, [source for _, source, _ in some], block_size)
         batch.pop("token_type_ids", None)
-        target = _tokenized(tokenizer, [target for _, target in some], block_size, target=True)
+        target = _tokenized(tokenizer, [target for _, _, target in some], block_size, target=True)
         batch["labels"] = target["input_ids"].masked_fill(target["attention_mask"] == 0, _IGNORED)
         yield batch
 
@@ -193,54 +195,6 @@ def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: list[str], block_size:
         return_tensors="pt",
     )
     return dict(encoded)
-
-
-def _rows(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """``(where, row)`` of every JSONL row."""
-    for file in files:
-        for item in resolve(file):
-            if isinstance(item, HubDataset) or not item.is_jsonl:
-                raise BadInput(f"{file} is not JSONL", 'Give a .jsonl file with lines like {"text": "…", "label": 0}')
-            for number, row in jsonl_rows(item.path):
-                yield f"{item.path} line {number}", row
-
-
-def _pairs(files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """``(source, target)`` sentences."""
-    if len(files) == 2 and not any(Path(file).suffix.lower() in JSONL_SUFFIXES for file in files):
-        yield from _aligned(Path(files[0]), Path(files[1]))
-        return
-    if not all(Path(file).suffix.lower() in JSONL_SUFFIXES for file in files):
-        raise BadInput(
-            f"{', '.join(files)} is no parallel text",
-            "Give two files whose lines correspond, or JSONL with source and target",
-        )
-    for where, row in _rows(files):
-        yield text_of(row, "source", where), text_of(row, "target", where)
-
-
-def _aligned(source: Path, target: Path) -> Iterator[tuple[str, str]]:
-    for number, (left, right) in enumerate(itertools.zip_longest(_text_lines(source), _text_lines(target)), start=1):
-        if left is None or right is None:
-            raise BadInput(
-                f"{source} and {target} do not have the same number of lines: one ends at line {number}",
-                "Give files whose lines correspond",
-            )
-        if left and right:
-            yield left, right
-
-
-def _text_lines(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise BadInput(f"{path} does not exist", "Give two files whose lines correspond")
-    offset = 0
-    with readable(str(path)), path.open("rb") as file:
-        for line in file:
-            try:
-                yield line.decode("utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise not_utf8(path, offset + error.start) from error
-            offset += len(line)
 
 
 def _arrays(blocks: Iterator[list[int]], batch_size: int) -> Iterator[np.ndarray]:
