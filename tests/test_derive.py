@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ract.errors import BadInput
 from ract.plan.derive import build_graph
-from ract.plan.levels import levels
-from ract.plan.shapes import leaf_shape
 from ract.plan.graph import Graph
+from ract.plan.levels import levels
 from ract.plan.schema import parse_plan
+from ract.plan.shapes import leaf_shape
 
 BASE: dict[str, Any] = {
     "name": "p",

@@ -1,0 +1,157 @@
+"""Objectives: the right targets, sums that do not depend on how a batch is cut, runs that a kill does not change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ract.cost import derive_encoder_decoder_shape, derive_encoder_shape
+from ract.data.example_batches import IGNORED
+from ract.data.examples import Examples
+from ract.data.tokenizer import load_tokenizer
+from ract.errors import StoppedByParent
+from ract.model.compact_encoder import new_encoder, new_encoder_decoder
+from ract.model.origin import TaskLabels
+from ract.plan.defaults import values_for, whole_steps
+from ract.plan.graph import ModelSettings, TrainSpec
+from ract.train.node import Teachers, TrainingRun
+from ract.train.objectives import Objective, build_objective
+from tests import examples
+
+KINDS = ("masked", "classification", "translation")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Examples]:
+    reviews = examples.classification(tmp_path_factory.mktemp("reviews"))
+    return {
+        "masked": reviews,
+        "classification": reviews,
+        "translation": examples.translation(tmp_path_factory.mktemp("pairs")),
+    }
+
+
+def spec(objective: str, **changes: Any) -> TrainSpec:
+    values = values_for(objective, decay=0.4) | {"batch_tokens": 256, "block_size": 32, "evaluations": 2}
+    return whole_steps(TrainSpec(**(values | {"tokens": 256 * 8} | changes)))
+
+
+def model(objective: str, data: Examples, *, seed: int = 0, dropout: float = 0.1) -> torch.nn.Module:
+    tokenizer = load_tokenizer(data.tokenizer_dir)
+    settings = ModelSettings(64, dropout)
+    if objective == "translation":
+        shape = derive_encoder_decoder_shape(data.vocab_size, 32, 1)
+        return new_encoder_decoder(shape, tokenizer, seed=seed, settings=settings)
+    labels = len(data.labels) if objective == "classification" else 0
+    shape = derive_encoder_shape(data.vocab_size, 32, 1, num_labels=labels)
+    return new_encoder(shape, tokenizer, seed=seed, settings=settings, task=TaskLabels(data.labels))
+
+
+def training(objective: str, data: Examples, m: torch.nn.Module, *, settings: TrainSpec, **options: Any) -> TrainingRun:
+    return TrainingRun(m, settings, build_objective(settings, data), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_and_logits_correspond_and_a_cut_batch_sums_to_the_whole(data: dict[str, Examples], kind: str) -> None:
+    m = model(kind, data[kind]).eval()
+
+    def total(objective: Objective, world: int) -> tuple[float, int, int]:
+        loss, seen = 0.0, 0
+        for rank in range(world):
+            batches, targets = objective.micro_batches(3, rank, world)
+            for batch in batches:
+                logits, answers = objective.logits(m, batch), objective.targets(batch)
+                assert len(logits) == len(answers)
+                loss += objective.loss_sum(logits, answers, training=True).item()
+                seen += len(answers)
+        return loss, seen, targets
+
+    whole = total(build_objective(spec(kind, micro_batch_tokens=10**6), data[kind]), 1)
+    cut = total(build_objective(spec(kind, micro_batch_tokens=64), data[kind]), 2)
+    assert whole[1] == whole[2] == cut[1] == cut[2]
+    assert cut[0] == pytest.approx(whole[0], rel=1e-4)
+
+
+def test_masks_follow_from_the_step_and_cover_their_share(data: dict[str, Examples]) -> None:
+    objective = build_objective(spec("masked", batch_tokens=2048), data["masked"])
+    (one,), targets = objective.micro_batches(0)
+    (again,), _ = objective.micro_batches(0)
+    (other,), _ = objective.micro_batches(1)
+    assert torch.equal(one["input_ids"], again["input_ids"]) and not torch.equal(one["labels"], other["labels"])
+    chosen = one["labels"] != IGNORED
+    assert targets == int(chosen.sum()) and 0.2 < chosen.float().mean() < 0.4
+    mask = load_tokenizer(data["masked"].tokenizer_dir).mask_token_id
+    assert 0.7 < (one["input_ids"][chosen] == mask).float().mean() < 0.9
+
+
+def test_balanced_classes_have_the_same_share(tmp_path: Path) -> None:
+    from ract.data.examples import ExampleSpec, prepare_examples
+
+    rows = [row for row in examples.reviews(200) if row["label"] == "good"]
+    rows += [row for row in examples.reviews(200) if row["label"] == "bad"][:15]
+    source = examples.write_rows(tmp_path / "a.jsonl", rows)
+    few = prepare_examples(ExampleSpec("classification", train=(source,), valid=(source,)), tmp_path, vocab_size=300)
+    objective = build_objective(spec("classification", class_weights="balanced"), few)
+    counts = np.bincount(few.label_ids["train"])
+    weights = objective.weights.numpy()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(counts * weights, counts.sum() / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("masked", 0.95), ("classification", 0.9), ("translation", 0.8)])
+def test_training_learns(data: dict[str, Examples], kind: str, share: float) -> None:
+    m = model(kind, data[kind], dropout=0.0)
+    settings = spec(kind, tokens=256 * 60, lr=1e-2, patience=0)
+    history = training(kind, data[kind], m, settings=settings).run().progress.history
+    chance = np.log(2) if kind == "classification" else np.log(data[kind].vocab_size)
+    assert history[-1]["valid_loss"] < share * chance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_with_dropout_ends_in_the_weights_of_an_undisturbed_one(
+    tmp_path: Path, data: dict[str, Examples], kind: str
+) -> None:
+    settings = spec(kind)
+    undisturbed = model(kind, data[kind])
+    training(kind, data[kind], undisturbed, settings=settings).run()
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 5 * settings.batch_tokens:
+            raise StoppedByParent("killed here")
+
+    with pytest.raises(StoppedByParent):
+        training(
+            kind,
+            data[kind],
+            model(kind, data[kind]),
+            settings=settings,
+            work=tmp_path,
+            checkpoint_seconds=0,
+            report=stop,
+        ).run()
+    torch.manual_seed(99)
+    resumed = model(kind, data[kind], seed=9)
+    training(kind, data[kind], resumed, settings=settings, work=tmp_path).run()
+    for (name, a), (_, b) in zip(undisturbed.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("kind", ["classification", "translation"])
+def test_a_student_moves_towards_its_teacher(data: dict[str, Examples], kind: str) -> None:
+    teacher = model(kind, data[kind], dropout=0.0)
+    training(kind, data[kind], teacher, settings=spec(kind, tokens=256 * 10, lr=3e-3)).run()  # unsure yet
+    objective = build_objective(spec(kind), data[kind])
+    (batch, *_), _ = objective.micro_batches(0)
+    distances = []
+    for share in (0.0, 1.0):
+        student = model(kind, data[kind], seed=5, dropout=0.0)
+        settings = replace(spec(kind, tokens=256 * 30, lr=1e-2, patience=0), distill=share)
+        training(kind, data[kind], student, settings=settings, teachers=Teachers([teacher], [1.0])).run()
+        with torch.no_grad():
+            gap = objective.logits(student, batch).softmax(-1) - objective.logits(teacher, batch).softmax(-1)
+        distances.append(gap.abs().mean().item())
+    assert distances[1] < distances[0]
