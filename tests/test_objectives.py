@@ -123,19 +123,13 @@ def test_a_killed_run_with_dropout_ends_in_the_weights_of_an_undisturbed_one(
         if done == 5 * settings.batch_tokens:
             raise StoppedByParent("killed here")
 
+    options: dict[str, Any] = {"settings": settings, "work": tmp_path}
+    killed = training(kind, data[kind], model(kind, data[kind]), **options, checkpoint_seconds=0, report=stop)
     with pytest.raises(StoppedByParent):
-        training(
-            kind,
-            data[kind],
-            model(kind, data[kind]),
-            settings=settings,
-            work=tmp_path,
-            checkpoint_seconds=0,
-            report=stop,
-        ).run()
+        killed.run()
     torch.manual_seed(99)
     resumed = model(kind, data[kind], seed=9)
-    training(kind, data[kind], resumed, settings=settings, work=tmp_path).run()
+    training(kind, data[kind], resumed, **options).run()
     for (name, a), (_, b) in zip(undisturbed.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
