@@ -84,6 +84,7 @@ _KEPT = (
 
 def _measures(file: Path) -> dict[str, Any]:
     found = json.loads(file.read_text(encoding="utf-8"))
+    found.pop("data")
     return {name: {key: one[key] for key in _KEPT if key in one} for name, one in found.items()}
 
 

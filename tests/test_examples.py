@@ -46,6 +46,14 @@ def test_the_stream_holds_the_texts_between_separators(reviews: Examples) -> Non
         assert (reviews.stream[split] == separator).sum() == reviews.count(split) + 1
 
 
+def test_a_sample_is_from_all_over_the_split(reviews: Examples) -> None:
+    rows = reviews.rows("train")
+    some = reviews.sample("train", 50)
+    places = [rows.index(row) for row in some]
+    assert len(set(places)) == 50 and places == sorted(places) and min(places) < 30 and max(places) > len(rows) - 30
+    assert reviews.sample("train", 10**6) == rows
+
+
 def test_pairs_end_with_the_end_of_the_sentence(pairs: Examples) -> None:
     tokenizer = load_tokenizer(pairs.tokenizer_dir)
     for split in SPLITS:

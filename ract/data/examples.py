@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ract.data.batches import permute
 from ract.data.corpus import SPLITS
 from ract.data.example_writer import RECORD, encode, is_complete, read_array, texts_of
 from ract.data.sources import fingerprint
@@ -160,6 +161,14 @@ class Examples:
             with (self.path / f"{split}.jsonl").open(encoding="utf-8") as file:
                 self._rows[split] = [json.loads(line) for line in file]
         return self._rows[split]
+
+    def sample(self, split: str, limit: int) -> list[dict[str, str]]:
+        """At most *limit* of the rows of *split*, from all over it, in a fixed order; all of them where there are fewer."""
+        rows = self.rows(split)
+        if len(rows) <= limit:
+            return rows
+        chosen = permute(np.arange(limit, dtype=np.int64), len(rows), key=(0,))
+        return [rows[i] for i in sorted(chosen.tolist())]
 
     def _ragged(self, split: str, name: str) -> Ragged:
         return Ragged(

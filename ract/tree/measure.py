@@ -53,7 +53,7 @@ def _language_model(model: PreTrainedModel, job: Job, data: Corpus) -> dict[str,
 
 
 def _examples(model: PreTrainedModel, job: Job, data: Examples, split: str) -> dict[str, Any]:
-    rows = data.rows(split)[: job.test_examples]
+    rows = data.sample(split, job.test_examples)
     tokenizer = load_tokenizer(data.tokenizer_dir)
     domains = [row["domain"] for row in rows] if data.domains else None
     if data.task == "classification":

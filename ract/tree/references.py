@@ -29,13 +29,12 @@ def write_references(prepared: Prepared, run: Path, test_examples: int, progress
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("data") == data.digest:
         return
     split = "test" if data.count("test") else "valid"
-    rows = {name: data.rows(name) for name in ("train", "valid", split)}
-    rows[split] = rows[split][:test_examples]
+    rows = {"train": data.rows("train"), "valid": data.rows("valid")} | {"measured": data.sample(split, test_examples)}
     train, valid, test = (
         ([row["text"] for row in rows[name]], [data.labels.index(row["label"]) for row in rows[name]])
-        for name in ("train", "valid", split)
+        for name in ("train", "valid", "measured")
     )
-    domains = [row["domain"] for row in rows[split]] if data.domains else None
+    domains = [row["domain"] for row in rows["measured"]] if data.domains else None
     found = tfidf_baseline(train, valid, test, data.labels, domains=domains, progress=progress)
     value = {"data": data.digest, TFIDF: {"split": split, **found}}
     write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
