@@ -15,13 +15,26 @@ _HOME_OF = {
     "aggregate": "ract.aggregate.run",
     "build": "ract.tree.build",
     "check": "ract.tree.check",
+    "classify": "ract.runtime.classify",
     "evaluate": "ract.evaluate.language_modeling:evaluate_directory",
     "generate": "ract.runtime.generate",
     "init": "ract.tree.init",
     "train": "ract.tree.leaf",
+    "translate": "ract.runtime.translate",
 }
 
-__all__ = ["__version__", "aggregate", "build", "check", "evaluate", "generate", "init", "train"]
+__all__ = [
+    "__version__",
+    "aggregate",
+    "build",
+    "check",
+    "classify",
+    "evaluate",
+    "generate",
+    "init",
+    "train",
+    "translate",
+]
 
 
 def __getattr__(name: str) -> Any:

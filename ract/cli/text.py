@@ -1,7 +1,8 @@
-"""Commands that use a model on text: generate."""
+"""Commands that use a model on text: generate, classify, translate."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,11 +10,19 @@ from typing import Annotated
 import typer
 
 from ract.cli.app import app
+from ract.cli.lines import texts_of
+
+Model = Annotated[Path, typer.Argument(metavar="DIR", help="A model directory, or a finished run (its final model).")]
+Texts = Annotated[
+    list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; - reads standard input, a text a line.")
+]
+TextFile = Annotated[Path | None, typer.Option("--file", help="Read the texts from this file, one a line.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
 @app.command("generate")
 def generate_command(
-    model: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory.")],
+    model: Model,
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")] = "",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Most tokens to write.")] = 200,
     temperature: Annotated[
@@ -30,10 +39,11 @@ def generate_command(
 
     with needs_extra("ract generate on a model directory", "train"):
         from ract.runtime.generate import generate
+        from ract.runtime.locate import model_at
 
     text = sys.stdin.read() if prompt == "-" else prompt
     pieces = generate(
-        model,
+        model_at(model),
         text,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -48,3 +58,68 @@ def generate_command(
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+@app.command("classify")
+def classify_command(
+    model: Model,
+    texts: Texts = None,
+    file: TextFile = None,
+    windows: Annotated[
+        bool, typer.Option("--windows", help="Read long texts whole, in overlapping windows that are averaged.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")] = 32,
+    as_json: JsonLines = False,
+) -> None:
+    """Print the class of each text with its probability, one line a text."""
+    from ract.errors import needs_extra
+
+    groups = texts_of(texts or [], file, batch_size)
+    with needs_extra("ract classify on a model directory", "train"):
+        from ract.runtime.classify import TextClassifier
+
+    classifier = TextClassifier(model)
+    cut = 0
+    for group in groups:
+        for found in classifier.classify(group, batch_size=batch_size, windows=windows):
+            cut += found.truncated
+            if as_json:
+                value = {"label": found.label, "probabilities": found.probabilities, "truncated": found.truncated}
+                print(json.dumps(value, ensure_ascii=False), flush=True)
+            else:
+                print(f"{found.label}\t{found.probability:.3f}", flush=True)
+    if cut:
+        which = "1 text was" if cut == 1 else f"{cut} texts were"
+        print(f"{which} cut after {classifier.limit} tokens; --windows reads all of it", file=sys.stderr)
+
+
+@app.command("translate")
+def translate_command(
+    model: Model,
+    texts: Texts = None,
+    file: TextFile = None,
+    num_beams: Annotated[int, typer.Option("--beams", min=1, help="Width of the beam search; 1 is greedy.")] = 4,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Most tokens for a sentence; default: by its length.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Lines at a time.")] = 16,
+    split: Annotated[bool, typer.Option("--split/--whole", help="Translate a line sentence by sentence.")] = True,
+    as_json: JsonLines = False,
+) -> None:
+    """Translate each text: as many lines out as in, in their order."""
+    from ract.errors import needs_extra
+
+    groups = texts_of(texts or [], file, batch_size)
+    with needs_extra("ract translate on a model directory", "train"):
+        from ract.runtime.translate import Translator
+
+    translator = Translator(model)
+    for group in groups:
+        outputs = translator.translate(
+            group, num_beams=num_beams, max_new_tokens=max_new_tokens, batch_size=batch_size, split=split
+        )
+        for text, output in zip(group, outputs, strict=True):
+            if as_json:
+                print(json.dumps({"source": text, "translation": output}, ensure_ascii=False), flush=True)
+            else:
+                print(output, flush=True)

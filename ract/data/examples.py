@@ -163,7 +163,7 @@ class Examples:
         return self._rows[split]
 
     def sample(self, split: str, limit: int) -> list[dict[str, str]]:
-        """At most *limit* of the rows of *split*, from all over it, in a fixed order; all of them where there are fewer."""
+        """At most *limit* of the rows of *split*, from all over it, in a fixed order; all where there are fewer."""
         rows = self.rows(split)
         if len(rows) <= limit:
             return rows
@@ -207,6 +207,7 @@ def prepare_examples(
                         folder / "tokenizer",
                         KIND[spec.task],
                         lowercase=spec.lowercase,
+                        max_tokens=spec.max_tokens,
                     )
                 else:
                     copy_tokenizer(tokenizer, folder / "tokenizer")

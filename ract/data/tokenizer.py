@@ -39,14 +39,21 @@ _PIECE_CHARACTERS = 1 << 14
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, directory: Path, kind: str = "decoder", *, lowercase: bool = False
+    texts: Iterable[str],
+    vocab_size: int,
+    directory: Path,
+    kind: str = "decoder",
+    *,
+    lowercase: bool = False,
+    max_tokens: int | None = None,
 ) -> None:
     """Train byte-level BPE on *texts* (streamed) and save it in *directory* for ``AutoTokenizer.from_pretrained``.
 
     The vocabulary has at most *vocab_size* entries, fewer where the text has no more pairs to join; the special tokens
     of the *kind* of model (decoder, encoder, encoder-decoder) come first. An encoder's text is framed as
     ``[CLS] text [SEP]``, an encoder-decoder's ends with ``</s>``. With *lowercase*, upper case makes no difference.
-    The same texts give the same file. Raises BadInput when *vocab_size* cannot hold the bytes.
+    *max_tokens* is noted as the longest text that the model is made for. The same texts give the same file.
+    Raises BadInput when *vocab_size* cannot hold the bytes.
     """
     special = tuple(dict.fromkeys(_ROLES[kind].values()))
     if vocab_size < 256 + len(special):
@@ -75,6 +82,7 @@ def train_tokenizer(
         "tokenizer_class": "PreTrainedTokenizerFast",
         **_ROLES[kind],
         "clean_up_tokenization_spaces": False,
+        **({"model_max_length": max_tokens} if max_tokens else {}),
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

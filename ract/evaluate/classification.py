@@ -41,7 +41,6 @@ def evaluate_classifier(
     return figures(probabilities, labels, names, domains) | {"truncated": int(truncated.sum())}
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -57,26 +56,45 @@ def predict(
     """
     limit = max_tokens or positions(model, tokenizer)
     encoded = [encode(tokenizer, text, limit) for text in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i][0]))
+    rows = [numbers for numbers, _ in encoded]
+    found = probabilities_of(model, tokenizer, rows, batch_size=batch_size, progress=progress)
+    return found, np.array([cut for _, cut in encoded], dtype=bool)
+
+
+@torch.inference_mode()
+def probabilities_of(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> npt.NDArray[np.float64]:
+    """The probability of every class for texts given as token numbers: ``(texts, classes)``, in the order of *rows*."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     if tokenizer.pad_token_id is None:
         batch_size = 1  # without padding only texts of equal length could share a batch
-    found: list[npt.NDArray[np.float64]] = [np.zeros(0)] * len(texts)
+    found: list[npt.NDArray[np.float64]] = [np.zeros(0)] * len(rows)
     model.eval()
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        longest = max(1, *(len(encoded[i][0]) for i in chosen))
-        inputs = torch.full((len(chosen), longest), tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(inputs)
-        for row, i in enumerate(chosen):
-            numbers = encoded[i][0]
-            inputs[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.long)
-            mask[row, : len(numbers)] = 1
+        inputs, mask = padded([rows[i] for i in chosen], tokenizer.pad_token_id or 0)
         logits = model(input_ids=inputs, attention_mask=mask).logits.double()
         for i, row in zip(chosen, torch.softmax(logits, -1).numpy(), strict=True):
             found[i] = row
         if progress:
             progress("classify", start + len(chosen), len(order))
-    return np.stack(found), np.array([cut for _, cut in encoded])
+    return np.stack(found)
+
+
+def padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """*rows* of token numbers as one int64 tensor (rows, longest), and the mask of what is not padding."""
+    inputs = torch.full((len(rows), max(1, *map(len, rows)) if rows else 1), padding)
+    mask = torch.zeros_like(inputs)
+    for number, row in enumerate(rows):
+        inputs[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[number, : len(row)] = 1
+    return inputs, mask
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> tuple[list[int], bool]:

@@ -1,4 +1,4 @@
-"""A causal language model and its tokenizer from a model directory, refused clearly when they are not one."""
+"""A model for a task and its tokenizer from a model directory, refused clearly when they are not one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from ract.checkpoint.directory import open_model
 from ract.checkpoint.live import load_model
@@ -14,22 +17,45 @@ from ract.data.tokenizer import load_tokenizer
 from ract.errors import BadInput
 from ract.model.live import model_class
 
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+# Task → how the class is called, what else it may be called, what a wrong one is not, and what to give instead.
+_KINDS: dict[str, tuple[str, frozenset[str], str, str]] = {
+    "language-modeling": (
+        "ForCausalLM",
+        frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()),
+        "a causal language model",
+        "Give a model that continues text (…ForCausalLM)",
+    ),
+    "classification": (
+        "ForSequenceClassification",
+        frozenset(),
+        "a text classifier",
+        "Give a model that was trained to classify (…ForSequenceClassification)",
+    ),
+    "translation": (
+        "ForSeq2SeqLM",
+        frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()),
+        "an encoder-decoder that writes text",
+        "Give a model that was trained to translate (…ForConditionalGeneration, MarianMTModel)",
+    ),
+}
 
-def load_causal_lm(
-    path: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+
+def load_causal_lm(path: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Loaded:
+    """The causal language model at *path*: see :func:`load_for`."""
+    return load_for("language-modeling", path, dtype=dtype, device=device)
+
+
+def load_for(task: str, path: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Loaded:
     """The model at *path* in evaluation mode, in *dtype* (None: as saved), and its tokenizer.
 
-    Raises BadInput: no model directory, not a causal language model, a tensor absent or of another shape (it would be
-    made up at random), no tokenizer.
+    *task* is "language-modeling", "classification" or "translation". Raises BadInput: no model directory, not a model
+    for the task, a tensor absent or of another shape (it would be made up at random), no tokenizer.
     """
-    directory = open_model(path)
-    cls = model_class(directory.config)
-    if not (cls.__name__.endswith("ForCausalLM") or cls.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        raise BadInput(
-            f"{path} is a {cls.__name__}, not a causal language model",
-            "Give a model that continues text (…ForCausalLM)",
-        )
+    ending, others, wanted, remedy = _KINDS[task]
+    cls = model_class(open_model(path).config)
+    if not (cls.__name__.endswith(ending) or cls.__name__ in others):
+        raise BadInput(f"{path} is a {cls.__name__}, not {wanted}", remedy)
     model = load_model(path, dtype=dtype or "auto")
     return model.to(device), load_tokenizer(path)
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ract.errors import BadInput
-from ract.evaluate.classification import encode, positions
+from ract.evaluate.classification import encode, padded, positions
 
 Progress = Callable[[str, int, int], None]
 _SHOWN = 20
@@ -116,12 +116,8 @@ def translate(
     model.eval()
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        longest = max(len(encoded[i]) for i in chosen)
-        inputs = torch.full((len(chosen), longest), tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(inputs)
-        for row, i in enumerate(chosen):
-            inputs[row, : len(encoded[i])] = torch.tensor(encoded[i])
-            mask[row, : len(encoded[i])] = 1
+        inputs, mask = padded([encoded[i] for i in chosen], tokenizer.pad_token_id or 0)
+        longest = inputs.shape[1]
         new = max_new_tokens or 2 * longest + 16
         new = min(new, limit - 1) if limit else new
         rows = model.generate(  # type: ignore[operator]
