@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ract.checkpoint.live import quiet
 from ract.errors import BadInput
 from ract.evaluate.classification import encode, padded, positions
 
@@ -120,9 +121,10 @@ def translate(
         longest = inputs.shape[1]
         new = max_new_tokens or 2 * longest + 16
         new = min(new, limit - 1) if limit else new
-        rows = model.generate(  # type: ignore[operator]
-            input_ids=inputs, attention_mask=mask, num_beams=num_beams, max_new_tokens=new, do_sample=False
-        )
+        with quiet():  # it remarks on every limit that differs from the saved one
+            rows = model.generate(  # type: ignore[operator]
+                input_ids=inputs, attention_mask=mask, num_beams=num_beams, max_new_tokens=new, do_sample=False
+            )
         ends = _end_tokens(model, tokenizer)
         for i, row in zip(chosen, rows.tolist(), strict=True):
             found[i] = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ract.checkpoint.live import quiet
 from ract.data.tokenizer import load_tokenizer
 from ract.data.tokens import Corpus
 from ract.evaluate.language_modeling import evaluate
@@ -97,7 +98,8 @@ def _latency_ms(model: PreTrainedModel, data: Examples, split: str) -> float:
         for _ in range(2 + _LATENCY_RUNS):
             begin = time.perf_counter()
             if data.task == "translation":
-                model.generate(**inputs, num_beams=1, max_new_tokens=2 * inputs["input_ids"].shape[1] + 8)
+                with quiet():
+                    model.generate(**inputs, num_beams=1, max_new_tokens=2 * inputs["input_ids"].shape[1] + 8)
             else:
                 model(**inputs)
             times.append(time.perf_counter() - begin)
