@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ract.cost import CheckpointShape
 from ract.errors import BadInput
 from ract.plan.derive import build_graph
-from ract.plan.graph import Graph
+from ract.plan.graph import DataSize, Graph, Origin
 from ract.plan.levels import levels
 from ract.plan.schema import parse_plan
 from ract.plan.shapes import leaf_shape
@@ -128,3 +129,81 @@ def test_threads_do_not_depend_on_what_is_left_to_do() -> None:
     assert graph.beside("leaf") == 2  # the baseline
     branches = [n.name for n in graph if n.method == "branch"]
     assert {graph.beside(b) for b in branches} == {len(branches) + 1}
+
+
+CLASSES: dict[str, Any] = {
+    "name": "c",
+    "data": {"task": "classification", "train": ["a.jsonl"]},
+    "tokenizer": {"vocab_size": 1024},
+    "compact": {"hidden_size": 64, "num_hidden_layers": 2},
+}
+PAIRS: dict[str, Any] = CLASSES | {
+    "data": {"task": "translation", "train": ["a.en", "a.de"], "source_language": "en", "target_language": "de"}
+}
+SIZE = DataSize(tokens=200_000, domains={"a": 150_000, "b": 50_000}, text_tokens=400_000, labels=3)
+
+
+def task_graph(base: dict[str, Any], origin: Origin | None = None, **tables: Any) -> Graph:
+    return build_graph(parse_plan({**base, **tables}), SIZE, origin)
+
+
+def test_a_classifier_starts_from_pre_training_made_once_for_all_trees() -> None:
+    compact = CLASSES["compact"] | {"pretrain": {"epochs": 1.0}}
+    levels_ = [{"method": "ensemble", "members": 2}, {"method": "distill"}]
+    graph = task_graph(CLASSES, compact=compact, level=levels_)
+    names = [node.name for node in graph]
+    assert names == ["pretrain", "leaf-of-1", "leaf-of-2", "level-1-ensemble", "level-2-distill", "baseline"]
+    pretrain, leaf, student = graph["pretrain"], graph["leaf-of-1"], graph["level-2-distill"]
+    assert pretrain.train and pretrain.train.objective == "masked" and pretrain.shape.num_labels == 0  # type: ignore[union-attr]
+    assert leaf.train and leaf.train.objective == "classification" and leaf.shape.num_labels == 3  # type: ignore[union-attr]
+    assert leaf.parents == student.parents == ("pretrain",) and student.teachers == ("level-1-ensemble",)
+    assert student.shape == leaf.shape and student.train and student.train.distill == 0.9
+    assert graph["baseline"].parents == ("pretrain",)
+    assert graph.total_flops("baseline") == pytest.approx(graph.total_flops(graph.final), rel=0.01)
+    assert pretrain.train.tokens == pytest.approx(400_000, rel=0.02)
+
+
+def test_the_baseline_of_an_ensemble_is_one_wider_model_with_pre_training_of_its_own() -> None:
+    compact = CLASSES["compact"] | {"pretrain": {"epochs": 1.0}}
+    graph = task_graph(CLASSES, compact=compact, level=[{"method": "ensemble", "members": 3}])
+    baseline, final = graph["baseline"], graph[graph.final]
+    assert baseline.parents == ("baseline-pretrain",)
+    assert baseline.shape.parameters <= final.shape.parameters < 1.5 * baseline.shape.parameters
+    assert graph.own_flops("baseline-pretrain") == pytest.approx(graph.own_flops("pretrain"), rel=0.05)
+    assert graph.total_flops("baseline") == pytest.approx(graph.total_flops(graph.final), rel=0.02)
+
+
+def test_branches_by_domain_read_their_domain_as_often_as_the_plan_says() -> None:
+    data = {"task": "classification", "domains": {n: {"train": [f"{n}.jsonl"]} for n in "ab"}}
+    branch = {"epochs": 2.0, "vary": ["domain"]}
+    graph = task_graph(CLASSES, data=data, level=[{"method": "merge", "members": 2, "branch": branch}])
+    found = {node.train.domain: node.train for node in graph if node.method == "branch" and node.train}
+    assert found["a"].tokens == pytest.approx(300_000, rel=0.02) and found["b"].tokens == pytest.approx(
+        100_000, rel=0.02
+    )
+    assert all(spec.shard == (0, 1) and spec.start_tokens == 0 for spec in found.values())
+
+
+def test_a_budget_is_shared_by_all_the_trees_of_a_level() -> None:
+    one = task_graph(PAIRS, budget={"flops": "10T"}, level=[{"method": "ensemble", "members": 4}])
+    assert one.total_flops(one.final) == pytest.approx(10e12, rel=0.02)
+    assert one["baseline"].shape.kind == "encoder-decoder" and one["baseline"].shape.members == 1
+
+
+def test_a_checkpoint_stands_in_the_leafs_place() -> None:
+    shape = CheckpointShape("bert", 1000, 64, 2, 50_000, 70_000, 64_000, 0, ((4, 64, 64), (1, 64, 256), (1, 256, 64)))
+    origin = Origin("/somewhere", "hash", shape)
+    branch = {"epochs": 1.0, "vary": ["seed"]}
+    compact = {"from": "somewhere"}
+    levels_ = [{"method": "merge", "members": 2, "branch": branch}, {"method": "stack", "copies": 2, "heal": {}}]
+    graph = task_graph(CLASSES, origin, compact=compact, level=levels_)
+    assert [node.method for node in graph] == ["base", "branch", "branch", "merge", "stack", "heal", "baseline"]
+    assert graph["base"].source == "hash" and graph["baseline"].parents == ("base",)
+    assert graph["baseline"].shape == shape and graph[graph.final].shape == shape.stacked(2)
+    first = graph["level-1-branch-1"].train
+    assert first and first.optimizer == "adamw" and first.lr == 1e-4 and first.order_seed != graph[graph.final].seed
+
+
+def test_upcycling_encoders_is_refused() -> None:
+    with pytest.raises(BadInput, match="upcycle makes experts of decoders"):
+        task_graph(CLASSES, level=[{"method": "upcycle", "members": 2, "branch": {"epochs": 1.0}}])

@@ -74,6 +74,23 @@ def test_long_texts_are_cut_and_counted_blank_ones_skipped_and_counted(tmp_path:
     assert sum(found.truncated.values()) >= 1 and sum(found.skipped.values()) == 1
 
 
+def test_a_pair_is_cut_where_either_side_is(tmp_path: Path) -> None:
+    pairs = [*examples.sentences(60), ("short", "lang " * 500), ("long " * 500, "kurz")]
+    files = examples.write_pairs(tmp_path, "a", pairs)
+    spec = ExampleSpec("translation", train=files, valid=files, test=files, max_tokens=200)
+    found = prepare_examples(spec, tmp_path, vocab_size=400)
+    assert found.truncated == {"train": 2, "valid": 2, "test": 2}
+    assert found.targets["train"][60].size == found.tokens["train"][61].size == 200
+
+
+def test_texts_of_another_domains_train_split_overlap_too(tmp_path: Path) -> None:
+    files = [examples.write_rows(tmp_path / f"{seed}.jsonl", examples.reviews(30, seed)) for seed in range(3)]
+    one = {"train": (files[0],), "valid": (files[2],), "test": (files[1],)}
+    two = {"train": (files[1],), "valid": (files[2],), "test": (files[2],)}
+    spec = ExampleSpec("classification", domains={"one": one, "two": two})
+    assert prepare_examples(spec, tmp_path, vocab_size=300).overlap == {"train": 0, "valid": 0, "test": 30}
+
+
 def test_domains_classes_names_and_overlap(tmp_path: Path) -> None:
     one, two = examples.reviews(40, seed=1), examples.reviews(40, seed=2)
     files = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,34 @@ def test_a_killed_run_with_dropout_ends_in_the_weights_of_an_undisturbed_one(
     training(kind, data[kind], resumed, **options).run()
     for (name, a), (_, b) in zip(undisturbed.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+class _SecondOfTwo:
+    """Stands for the second of two processes, where there is only this one."""
+
+    num_processes, process_index, is_main_process = 2, 1, False
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def no_sync(self, model: torch.nn.Module) -> nullcontext[None]:
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.passes += 1
+        loss.backward()
+
+
+def test_a_process_without_an_example_takes_part_and_changes_nothing(data: dict[str, Examples]) -> None:
+    settings = spec("classification", batch_tokens=1, tokens=8, weight_decay=0.0)  # one example a batch
+    m = model("classification", data["classification"], dropout=0.0)
+    run = training("classification", data["classification"], m, settings=settings)
+    assert run.objective.micro_batches(0, 1, 2)[0] == []
+    second = _SecondOfTwo()
+    run.accelerator = second  # type: ignore[assignment]
+    before = [p.detach().clone() for p in m.parameters()]
+    assert run.step(0) == 0.0 and second.passes == 1  # the others wait for its gradients
+    assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["classification", "translation"])

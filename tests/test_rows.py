@@ -64,6 +64,11 @@ def test_labels_of_any_kind_are_names(tmp_path: Path) -> None:
         ("a.jsonl", b'{"label": "x"}\n', 'line 1 has no text in the field "text"'),
         ("a.jsonl", b'{"text": "x", "label": ""}\n', "line 1 has an empty label"),
         ("a.jsonl", b'{"text": "x", "label": [1]}\n', "line 1 has an empty label"),
+        ("a.jsonl", b'{"text": "half \\ud83d", "label": 1}\n', "line 1 has half a character"),
+        ("a.jsonl", b'{"text": "x", "label": "\\udc00"}\n', 'half a character .* in the field "label"'),
+        ("a.jsonl", b"[" * 100_000, "line 1 is not valid JSON"),
+        ("a.jsonl", '{"text": "x", "label": 1}'.encode("utf-16"), "a.jsonl is not UTF-8: byte 0"),
+        ("a.jsonl", b'{"text": "x", "label": 1}\n{"text": "\xe9t\xe9", "label": 1}\n', "is not UTF-8: byte 36"),
         ("a.csv", b"text,label\nok,a\n\xff\xfe,b\n", "a.csv is not UTF-8: byte 16"),
         ("a.csv", b"text;label\nok;a\n", 'line 2 has no text in the field "text"'),
         ("a.csv", b"text,label\none,two,a\n", "line 2 has more columns"),
@@ -76,12 +81,29 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, name: str, content: b
         list(labelled([str(tmp_path / name)]))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('\ufeff{"text": "x", "label": 1}\n', encoding="utf-8")
+    assert [(text, label) for _, text, label in labelled([str(path)])] == [("x", "1")]
+
+
 def test_aligned_files_and_rows_of_pairs_are_one(tmp_path: Path) -> None:
     (tmp_path / "a.en").write_text("one\n\nthree\n", encoding="utf-8")
     (tmp_path / "a.zh").write_bytes("一\r\n二\r\n三\r\n".encode())
     rows = write_rows(tmp_path / "b.jsonl", [{"source": "four", "target": "四"}])
     found = [(s, t) for _, s, t in pairs([str(tmp_path / "a.en"), str(tmp_path / "a.zh"), rows])]
     assert found == [("one", "一"), ("", "二"), ("three", "三"), ("four", "四")]
+
+
+def test_only_a_line_feed_ends_a_line_of_aligned_files(tmp_path: Path) -> None:
+    odd = ["next\x85line", "line\u2028separator", "שלום 🙂", "y" * 100_000]
+    for language in ("en", "de"):
+        (tmp_path / f"a.{language}").write_bytes("\n".join(odd).encode())
+    found = [(s, t) for _, s, t in pairs([str(tmp_path / "a.en"), str(tmp_path / "a.de")])]
+    assert found == [(line, line) for line in odd]
+    (tmp_path / "a.de").write_bytes(b"ok\nna\xefve\n")
+    with pytest.raises(BadInput, match=r"a.de is not UTF-8: byte 5"):
+        list(pairs([str(tmp_path / "a.en"), str(tmp_path / "a.de")]))
 
 
 def test_unequal_files_name_the_line_and_a_lone_file_its_lack(tmp_path: Path) -> None:

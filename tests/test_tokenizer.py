@@ -46,6 +46,24 @@ def test_transformers_opens_it(trained: Path) -> None:
     assert tokenizer(["a", "a longer text"], padding=True)["attention_mask"][0][-1] == 0
 
 
+@pytest.mark.parametrize(("kind", "frame"), [("encoder", ("[CLS]", "[SEP]")), ("encoder-decoder", ("", "</s>"))])
+def test_transformers_frames_texts_for_the_kind_of_model(tmp_path: Path, kind: str, frame: tuple[str, str]) -> None:
+    train_tokenizer([TEXT], 330, tmp_path, kind, max_tokens=16)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    text = "naïve 🙂 中文"
+    numbers = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(numbers) == frame[0] + text + frame[1]
+    assert tokenizer.decode(numbers, skip_special_tokens=True) == text
+    cut = tokenizer("word " * 50, truncation=True)["input_ids"]
+    assert len(cut) == tokenizer.model_max_length == 16 and tokenizer.decode(cut[-1]) == frame[1]
+
+
+def test_without_case_upper_and_lower_are_one(tmp_path: Path) -> None:
+    train_tokenizer([TEXT], 330, tmp_path, "encoder", lowercase=True)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer("Ein GROSSES Haus")["input_ids"] == tokenizer("ein grosses haus")["input_ids"]
+
+
 def test_chinese_is_learned_like_any_other_script(tmp_path: Path) -> None:
     text = "人工智能是计算机科学的一个分支。" * 50
     train_tokenizer([text], 320, tmp_path)

@@ -20,6 +20,12 @@ Workers = Annotated[
 @app.command("init")
 def init_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write plan.toml.")] = Path(),
+    task: Annotated[
+        str, typer.Option("--task", help="language-modeling, classification or translation.")
+    ] = "language-modeling",
+    languages: Annotated[
+        str | None, typer.Option("--languages", metavar="FROM-TO", help="Translation: the two languages, like en-zh.")
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", metavar="SOURCE", help="Text: a file, a glob, a folder, hf:NAME or stdlib. Repeatable."),
@@ -51,6 +57,8 @@ def init_command(
         raise BadInput("--minutes must be above 0 and --members at least 2", "Change them")
     file = init(
         directory,
+        task=task,
+        languages=languages,
         data=data,
         target_size=size,
         precision=precision,

@@ -6,6 +6,7 @@ an unchanged learning rate; the learning rate decays once, at the end of the las
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -81,7 +82,9 @@ class _Builder:
         stage = self.plan.compact.train
         if start is not None and stage is None and start.method == "base" and self.levels:
             return start  # a checkpoint is a leaf as it stands; its branches learn the task
-        spec = self._spec(stage or StageTable(), self.leaf, "leaf", last=not self._trained_above(0))
+        spec = self._spec(
+            stage or StageTable(), self.leaf, "leaf", last=not self._trained_above(0), among=self._trees(0)
+        )
         parents = (start.name,) if start else ()
         seed = self._seed(path)
         name = _name("leaf", path)
@@ -105,7 +108,7 @@ class _Builder:
         start = self._start(self.leaf)
         stage = table.student or StudentTable()
         seed = self._seed(path) + 1_000_003 * level  # not one of the seeds that the teachers began with
-        spec = self._spec(stage, self.leaf, "student", last=not self._trained_above(level))
+        spec = self._spec(stage, self.leaf, "student", last=not self._trained_above(level), among=self._trees(level))
         spec = replace(spec, distill=stage.distill, temperature=stage.temperature, order_seed=seed)
         return self._add(
             Node(
@@ -131,7 +134,8 @@ class _Builder:
             below.shape,
             "branch",
             last=not self._trained_above(level - 1, branch_done=True),
-            among=table.size,
+            among=table.size * self._trees(level),
+            parts=table.size,
         )
         return [self._branch(level, table, below, spec, index, path) for index in range(table.size)]
 
@@ -187,7 +191,8 @@ class _Builder:
         heal = table.heal
         assert heal is not None
         last = not self._trained_above(level)
-        spec = self._spec(heal, aggregated.shape, "last" if level == len(self.levels) else "heal", last=last)
+        share = "last" if level == len(self.levels) else "heal"
+        spec = self._spec(heal, aggregated.shape, share, last=last, among=self._trees(level))
         spec = replace(
             spec,
             distill=heal.distill,
@@ -207,6 +212,11 @@ class _Builder:
         rest = self.levels[level:]
         return any((table.branch and not (branch_done and i == 0)) or table.heal for i, table in enumerate(rest))
 
+    def _trees(self, level: int) -> int:
+        """How many trees like that below *level* there are: the levels above whose members are whole trees."""
+        whole = [t.members for t in self.levels[level:] if t.members is not None and t.branch is None]
+        return math.prod(whole)
+
     def _upcycled(self, shape: AnyShape, experts: int) -> AnyShape:
         if not isinstance(shape, Shape):
             raise BadInput(
@@ -223,16 +233,20 @@ class _Builder:
         *,
         last: bool,
         among: int = 1,
+        parts: int = 1,
         objective: str | None = None,
     ) -> TrainSpec:
+        """A run of *stage*, one of *among* that share the stage's part of the budget, on one of *parts* of the data."""
         objective = objective or self.objective
         tuned = self.origin is not None
         decay = FINAL_DECAY if last else 0.0
         values = values_for(objective, self.plan.train, stage, fine_tuning=tuned, decay=decay)
-        tokens = self._tokens(stage, values, shape, share, among)
+        tokens = self._tokens(stage, values, shape, share, among, parts)
         return whole_steps(TrainSpec(**values, tokens=tokens))
 
-    def _tokens(self, stage: TrainTable, values: dict[str, Any], shape: AnyShape, share: str, among: int) -> int:
+    def _tokens(
+        self, stage: TrainTable, values: dict[str, Any], shape: AnyShape, share: str, among: int, parts: int
+    ) -> int:
         tokens, epochs = getattr(stage, "tokens", None), getattr(stage, "epochs", None)
         if tokens is not None:
             return tokens
@@ -245,8 +259,8 @@ class _Builder:
         if epochs is None and objective != "next-token":
             epochs = default_epochs(objective, share, fine_tuning=self.origin is not None)
         if epochs is not None:
-            return round(epochs * text / (among if by_part else 1))
-        return TOKENS_PER_PARAMETER * shape.parameters // (4 * among if share == "branch" else 1)
+            return round(epochs * text / (parts if by_part else 1))
+        return TOKENS_PER_PARAMETER * shape.parameters // (4 * parts if share == "branch" else 1)
 
     def baseline(self, graph: Graph) -> Node:
         """One model of about the final size, from the leaf's beginning, with the FLOPs of the whole tree."""

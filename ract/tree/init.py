@@ -8,8 +8,9 @@ from pathlib import Path
 from ract.checkpoint.directory import write_text
 from ract.cost import BYTES_PER_PARAMETER, Shape, derive_shape
 from ract.data.corpus import CorpusSpec
-from ract.errors import BadInput
+from ract.errors import BadInput, nearest
 from ract.plan.quantities import show_count, show_size
+from ract.tree.init_tasks import filled, plan_for
 from ract.tree.machine import processors, training_speed
 
 _COPIES = 4
@@ -71,6 +72,8 @@ class Choice:
 def init(
     directory: str | Path = ".",
     *,
+    task: str = "language-modeling",
+    languages: str | None = None,
     data: list[str] | None = None,
     target_size: int | None = None,
     precision: str = "fp32",
@@ -79,7 +82,7 @@ def init(
     name: str | None = None,
     force: bool = False,
 ) -> Path:
-    """Write ``plan.toml`` into *directory* and return its path.
+    """Write ``plan.toml`` for *task* into *directory* and return its path; *languages* of a translation: "en-zh".
 
     The final model's weights take at most *target_size* bytes at *precision* (default 20 MB).
     The budget is what this machine does in about *minutes*, the baseline counted in.
@@ -90,28 +93,42 @@ def init(
     file = folder / "plan.toml"
     if file.exists() and not force:
         raise BadInput(f"{file} exists already", "Give --force to replace it, or another folder")
-    sources = data or ["stdlib"]
-    size = CorpusSpec(train=tuple(sources)).size_bytes()
-    choice = choose(target_size or 20_000_000, precision, size)
-    speed = training_speed(1)
-    width = min(speed, key=lambda w: abs(int(w) - choice.leaf.hidden_size)) if speed else ""
-    each = speed[width] if speed else _ASSUMED_FLOPS_PER_SECOND
-    flops = each * processors() * minutes * 60 / 2
+    known = ("language-modeling", "classification", "translation")
+    if task not in known:
+        raise BadInput(f'there is no task "{task}"', nearest(task, known))
+    sources = data or (["stdlib"] if task == "language-modeling" else [])
+    listed = "[" + ", ".join(_quoted(s) for s in sources) + "]"
+    target = target_size or 20_000_000
+    own = name or _name_for(folder)
+    if task != "language-modeling":
+        found = plan_for(task, sources, languages, target, precision, members)
+        flops = _flops_within(minutes, found.leaf.hidden_size)
+        text = filled(found, file=file, name=own, sources=listed, flops=flops, minutes=minutes, members=members)
+    else:
+        choice = choose(target, precision, CorpusSpec(train=tuple(sources)).size_bytes())
+        text = _TEMPLATE.format(
+            file=file,
+            name=own,
+            sources=listed,
+            vocab=choice.leaf.vocab_size,
+            flops=show_count(_flops_within(minutes, choice.leaf.hidden_size)),
+            minutes=f"{minutes:g}",
+            hidden=choice.leaf.hidden_size,
+            blocks=choice.leaf.num_hidden_layers,
+            members=members,
+            copies=choice.copies,
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    text = _TEMPLATE.format(
-        file=file,
-        name=name or _name_for(folder),
-        sources="[" + ", ".join(_quoted(s) for s in sources) + "]",
-        vocab=choice.leaf.vocab_size,
-        flops=show_count(flops),
-        minutes=f"{minutes:g}",
-        hidden=choice.leaf.hidden_size,
-        blocks=choice.leaf.num_hidden_layers,
-        members=members,
-        copies=choice.copies,
-    )
     write_text(file, text)
     return file
+
+
+def _flops_within(minutes: float, width: int) -> float:
+    """FLOPs that all processors do in *minutes*, half of them for the baseline, at the speed of about *width*."""
+    speed = training_speed(1)
+    nearest_width = min(speed, key=lambda w: abs(int(w) - width)) if speed else ""
+    each = speed[nearest_width] if speed else _ASSUMED_FLOPS_PER_SECOND
+    return each * processors() * minutes * 60 / 2
 
 
 def choose(target_bytes: int, precision: str, text_bytes: int | None) -> Choice:
