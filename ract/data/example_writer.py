@@ -150,9 +150,9 @@ class _Writer:
         self.framed.no_padding()
         self.framed.enable_truncation(max_length=spec.max_tokens)
         self.framed.encode_special_tokens = True  # a text that spells out [SEP] is text like any other
-        self.count, self.truncated, self.overlap = Counter[str](), Counter[str](), Counter[str]()
+        self.count, self.truncated = Counter[str](), Counter[str]()
         self.skipped = Counter[str]()
-        self.in_train: set[bytes] = set()
+        self.seen: dict[str, list[bytes]] = {split: [] for split in SPLITS}  # hashes of the texts
         self.files: dict[str, BinaryIO] = {}
 
     def open(self, stack: ExitStack) -> None:
@@ -168,29 +168,25 @@ class _Writer:
         self.ends = {(split, name): 0 for split in SPLITS for name in ("tokens", "targets")}
 
     def add(self, some: tuple[_Example, ...]) -> None:
-        for example, encoding in zip(some, self._encoded([e.text for e in some]), strict=True):
+        encodings = self._encoded([e.text for e in some])
+        answers = self._encoded([e.answer for e in some]) if self.spec.task == "translation" else [None] * len(some)
+        for example, encoding, answer in zip(some, encodings, answers, strict=True):
             split = example.split
             self.count[split] += 1
+            self.truncated[split] += bool(encoding.overflowing or (answer is not None and answer.overflowing))
             self._ragged(split, "tokens", encoding.ids)
-            cut = bool(encoding.overflowing)
+            if answer is not None:
+                self._ragged(split, "targets", answer.ids)
             if self.labels:
                 self._write(split, "labels", [self.labels.index(example.answer)], "int64")
             if self.domains:
                 number = self.domains.index(example.domain) if example.domain else len(self.domains)
                 self._write(split, "domains", [number], "int64")
-            self.truncated[split] += cut
-            key = hashlib.sha256(example.text.encode("utf-8")).digest()[:8]
-            if split == "train":
-                self.in_train.add(key)
-            else:
-                self.overlap[split] += key in self.in_train
-            answer = {"label": example.answer} if self.labels else {"target": example.answer}
-            row = {"text" if self.labels else "source": example.text, **answer, "domain": example.domain}
+            self.seen[split].append(hashlib.sha256(example.text.encode("utf-8")).digest()[:8])
+            names = ("text", "label") if self.labels else ("source", "target")
+            row = {names[0]: example.text, names[1]: example.answer, "domain": example.domain}
             self.files[f"{split}.jsonl"].write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
-        if self.spec.task == "translation":
-            for example, encoding in zip(some, self._encoded([e.answer for e in some]), strict=True):
-                self._ragged(example.split, "targets", encoding.ids)
-        else:
+        if self.labels:
             for split in ("train", "valid"):
                 for numbers in self.encoder.encode([e.text for e in some if e.split == split]):
                     self._write(split, "stream", [*numbers, self.encoder.separator], "uint32")
@@ -202,6 +198,8 @@ class _Writer:
     def close(self, digest: str) -> None:
         from ract.data.examples import pad_token_of
 
+        in_train = set(self.seen["train"])
+        overlap = {split: sum(text in in_train for text in self.seen[split]) for split in ("valid", "test")}
         for name in self.files:
             with (self.folder / name).open("rb") as file:
                 os.fsync(file.fileno())
@@ -218,7 +216,7 @@ class _Writer:
             "count": {split: self.count[split] for split in SPLITS},
             "truncated": {split: self.truncated[split] for split in SPLITS},
             "skipped": {split: self.skipped[split] for split in SPLITS},
-            "overlap": {split: self.overlap[split] for split in SPLITS},
+            "overlap": {"train": 0, **overlap},
             "sizes": {name: (self.folder / name).stat().st_size for name in self.files},
         }
         aside = self.folder / f".{RECORD}"

@@ -19,6 +19,7 @@ from ract.data.sources import (
     readable,
     resolve,
     text_of,
+    whole,
 )
 from ract.errors import BadInput, needs_extra
 
@@ -147,7 +148,7 @@ def _label(row: dict[str, Any], field: str, where: str) -> str:
         text = str(int(value))
     if not text.strip():
         raise BadInput(f'{where} has an empty label in the field "{field}"', "Give every text a class, or leave it out")
-    return text.strip()
+    return whole(text.strip(), field, where)
 
 
 def _aligned(source: Path, target: Path) -> Iterator[tuple[str, str, str]]:

@@ -133,10 +133,11 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with readable(str(path)), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line.decode("utf-8")) if line.strip() else None
+                text = line.decode("utf-8").removeprefix("\ufeff" if number == 1 else "")
+                row = json.loads(text) if text.strip() else None
             except UnicodeDecodeError as error:
                 raise not_utf8(path, offset + error.start) from error
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise BadInput(
                     f"{path} line {number} is not valid JSON ({error})", "Write one JSON object a line"
                 ) from error
@@ -154,7 +155,19 @@ def text_of(row: dict[str, Any], field: str, where: str) -> str:
         raise BadInput(
             f'{where} has no text in the field "{field}"', f"Name one of its fields: {', '.join(map(str, row))}"
         )
-    return value
+    return whole(value, field, where)
+
+
+def whole(text: str, field: str, where: str) -> str:
+    """*text*, or BadInput when it cannot be written: JSON can spell half of a pair, "\\ud83d" alone, no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f'{where} has half a character ({text[error.start]!a}) in the field "{field}"',
+            "Write the text again from its source",
+        ) from error
+    return text
 
 
 def not_utf8(path: Path, offset: int) -> BadInput:

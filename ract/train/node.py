@@ -114,14 +114,16 @@ class TrainingRun:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches, targets = self.objective.micro_batches(step, rank, world)
         if self.draws:  # dropout: what is drawn follows from the step, so that a resumed run draws the same
-            torch.manual_seed((spec.order_seed << 32) ^ (step * world + rank + 1))
+            torch.manual_seed(((spec.order_seed << 32) ^ (step * world + rank + 1)) % (1 << 63))
+        weight = world / targets  # for the mean over the targets of all: among processes, gradients are averaged
+        if not batches:  # fewer examples than processes: join the averaging with nothing of one's own
+            batches, weight = self.objective.micro_batches(step)[0][:1], 0.0
         total = 0.0
         for number, batch in enumerate(batches, start=1):
             with self.accelerator.no_sync(self.model) if number < len(batches) else nullcontext():
                 objective, loss = self._objective(self._on_device(batch))
-                # The mean over the targets of the whole batch; among processes, gradients are averaged.
-                self.accelerator.backward(objective * (world / targets))
-            total += loss * world / targets
+                self.accelerator.backward(objective * weight)
+            total += loss * weight
         norm = torch.nn.utils.clip_grad_norm_(self.plain.parameters(), spec.grad_clip or math.inf)
         if not math.isfinite(total) or not torch.isfinite(norm):
             raise NonFiniteLoss(
