@@ -1,4 +1,4 @@
-"""Commands about model directories: aggregate, evaluate, list."""
+"""Commands about model directories: aggregate, list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from ract.cli.app import Force, Json, Out, app, print_json, print_table
 from ract.errors import BadInput, needs_extra
-from ract.plan.quantities import parse_size, show_count, show_size, show_time
+from ract.plan.quantities import parse_size, show_size, show_time
 
 Models = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Model directories.")]
 Data = Annotated[
@@ -71,8 +71,8 @@ def aggregate_command(
             base=base,
             normalize=normalize,
             affine=affine,
-            max_memory=_size(max_memory, "--max-memory") if max_memory else None,
-            max_shard=_size(max_shard, "--max-shard"),
+            max_memory=size_of(max_memory, "--max-memory") if max_memory else None,
+            max_shard=size_of(max_shard, "--max-shard"),
             dry_run=dry_run,
             verify=not no_verify,
             allow_pickle=allow_pickle,
@@ -132,47 +132,6 @@ def _print_learned(learned: Any) -> None:
         )
 
 
-@app.command("evaluate")
-def evaluate_command(
-    models: Models,
-    data: Data = None,
-    limit: Annotated[
-        str | None, typer.Option("--limit", metavar="SIZE", help="Only so much of the text, such as 200kB.")
-    ] = None,
-    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure tokens a second and memory too.")] = True,
-    as_json: Json = False,
-) -> None:
-    """Quality, size and speed of language models, side by side. Bits per byte compare any tokenizers."""
-    if not data:
-        raise BadInput("there is no text to evaluate on", "Give --data FILE")
-    with needs_extra("ract evaluate", "train"):
-        from ract.evaluate.speed import compare
-    from ract.cli.progress import one_bar
-
-    with one_bar() as report:
-        rows = compare(
-            models, data, limit_bytes=_size(limit, "--limit") if limit else None, speed=speed, progress=report
-        )
-    if as_json:
-        print_json(rows)
-        return
-    columns = ["model", "bits/byte", "nats/token", "perplexity"]
-    if speed:
-        columns += ["parameters", "size", "prompt tokens/s", "new tokens/s", "memory"]
-    print_table(columns, [_evaluated(row, speed=speed) for row in rows], left=["model"])
-
-
-def _evaluated(row: dict[str, Any], *, speed: bool) -> list[str]:
-    cells = [row["model"], f"{row['bits_per_byte']:.4f}", f"{row['nats_per_token']:.4f}", f"{row['perplexity']:.2f}"]
-    if speed:
-        cells += [
-            show_count(row["parameters"]), show_size(row["size_bytes"]),
-            f"{row['prefill_tokens_per_second']:.0f}", f"{row['generation_tokens_per_second']:.0f}",
-            show_size(row["peak_memory_bytes"]),
-        ]  # fmt: skip
-    return cells
-
-
 @app.command("list")
 def list_command(what: Annotated[str, typer.Argument(help="methods")] = "methods", as_json: Json = False) -> None:
     """Explain every method of aggregation in a line, with its paper."""
@@ -199,7 +158,8 @@ def list_command(what: Annotated[str, typer.Argument(help="methods")] = "methods
     )
 
 
-def _size(text: str, option: str) -> int:
+def size_of(text: str, option: str) -> int:
+    """A size such as 64MB in bytes; BadInput, naming *option*, when it is none."""
     try:
         return parse_size(text)
     except ValueError as error:

@@ -93,7 +93,7 @@ def class_number(label: str, config: PretrainedConfig, where: str, names: Mappin
     if named.isdecimal() and named not in own and not all(re.fullmatch(r"LABEL_\d+", name) for name in own):
         raise BadInput(
             f'{where} has the label "{label}", and the model calls its classes {", ".join(own)}',
-            "Say which is which, such as " + " ".join(f"--label {n}={name}" for n, name in enumerate(own[:2])),
+            f"Say which is which: --label {label}=NAME",
         )
     return label_number(named, config, where)
 
