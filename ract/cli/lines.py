@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import queue
 import sys
 import threading
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ract.errors import BadInput
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def texts_of(arguments: Sequence[str], file: Path | None, batch_size: int) -> Iterator[list[str]]:
@@ -29,8 +33,15 @@ def texts_of(arguments: Sequence[str], file: Path | None, batch_size: int) -> It
     elif list(arguments) == ["-"]:
         yield from _arriving(sys.stdin.buffer, batch_size)
     else:
-        for start in range(0, len(arguments), batch_size):
-            yield list(arguments[start : start + batch_size])
+        given = [_from_shell(argument, number) for number, argument in enumerate(arguments, start=1)]
+        for start in range(0, len(given), batch_size):
+            yield given[start : start + batch_size]
+
+
+def write_utf8() -> None:
+    """Let standard output be UTF-8, as what is read is, whatever the terminal or a pipe was taken for."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def _groups(binary: BinaryIO, name: str, batch_size: int) -> Iterator[list[str]]:
@@ -45,15 +56,17 @@ def _groups(binary: BinaryIO, name: str, batch_size: int) -> Iterator[list[str]]
 
 
 def _arriving(binary: BinaryIO, batch_size: int) -> Iterator[list[str]]:
-    lines: queue.Queue[str | None] = queue.Queue(4 * batch_size)
+    lines: queue.Queue[bytes | None] = queue.Queue(4 * batch_size)
 
     def read() -> None:
-        for number, line in enumerate(binary, start=1):
-            lines.put(_text(line, number, "standard input"))
-        lines.put(None)
+        try:
+            for line in binary:
+                lines.put(line)
+        finally:
+            lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    ended = False
+    ended, number = False, 0
     while not ended:
         group = [lines.get()]
         while group[-1] is not None and len(group) < batch_size:
@@ -64,13 +77,24 @@ def _arriving(binary: BinaryIO, batch_size: int) -> Iterator[list[str]]:
         ended = group[-1] is None
         some = [line for line in group if line is not None]
         if some:
-            yield some
+            yield [_text(line, n, "standard input") for n, line in enumerate(some, start=number + 1)]
+        number += len(some)
 
 
-def _text(line: bytes, number: int, name: str) -> str:
+def _from_shell(argument: str, number: int) -> str:
+    """*argument*, in which Python marks bytes that are not UTF-8 by surrogates, which no tokenizer takes."""
+    return _text(argument.encode("utf-8", errors="surrogateescape"), number, "command line", "text")
+
+
+def _text(line: bytes, number: int, name: str, unit: str = "line") -> str:
+    if number == 1:
+        if line.startswith(_UTF16):
+            raise BadInput(f"{name} is UTF-16, not UTF-8", "Convert it: iconv -f UTF-16 -t UTF-8")
+        line = line.removeprefix(codecs.BOM_UTF8)
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         text = line.decode("utf-8", errors="replace")
-        print(f"ract: {name} line {number} is not UTF-8 (byte {error.start}); bad bytes are replaced", file=sys.stderr)
-    return text.rstrip("\r\n")
+        where = f"{name} {unit} {number} is not UTF-8 (byte {error.start})"
+        print(f"ract: {where}; bad bytes are replaced", file=sys.stderr)
+    return text.rstrip("\r\n") if unit == "line" else text

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ract.cli.app import app
-from ract.cli.lines import texts_of
+from ract.cli.lines import texts_of, write_utf8
 
 Model = Annotated[Path, typer.Argument(metavar="DIR", help="A model directory, or a finished run (its final model).")]
 Texts = Annotated[
@@ -74,6 +74,7 @@ def classify_command(
     """Print the class of each text with its probability, one line a text."""
     from ract.errors import needs_extra
 
+    write_utf8()
     groups = texts_of(texts or [], file, batch_size)
     with needs_extra("ract classify on a model directory", "train"):
         from ract.runtime.classify import TextClassifier
@@ -109,6 +110,7 @@ def translate_command(
     """Translate each text: as many lines out as in, in their order."""
     from ract.errors import needs_extra
 
+    write_utf8()
     groups = texts_of(texts or [], file, batch_size)
     with needs_extra("ract translate on a model directory", "train"):
         from ract.runtime.translate import Translator

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ract.errors import BadInput
+from ract.evaluate.loading import check_vocabulary
 
 Progress = Callable[[str, int, int], None]
 Labels = Sequence[int]
@@ -79,6 +80,7 @@ def probabilities_of(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         inputs, mask = padded([rows[i] for i in chosen], tokenizer.pad_token_id or 0)
+        check_vocabulary(int(inputs.max()), model, tokenizer.name_or_path)
         logits = model(input_ids=inputs, attention_mask=mask).logits.double()
         for i, row in zip(chosen, torch.softmax(logits, -1).numpy(), strict=True):
             found[i] = row
@@ -98,9 +100,16 @@ def padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[torch.Tensor, t
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> tuple[list[int], bool]:
-    """The token numbers of *text*, framed as the model reads it, at most *limit*; and whether it was cut."""
+    """The token numbers of *text*, framed as the model reads it, at most *limit*; and whether it was cut.
+
+    As in training, a text that spells out a special token, such as [SEP], is text like any other.
+    """
     encoded = tokenizer(
-        text, truncation=limit is not None, max_length=limit, return_overflowing_tokens=limit is not None
+        text,
+        truncation=limit is not None,
+        max_length=limit,
+        return_overflowing_tokens=limit is not None,
+        split_special_tokens=True,
     )
     numbers = encoded["input_ids"]
     if limit is None:
@@ -110,10 +119,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> 
 
 def positions(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """How many tokens *model* can look at, or None where neither it nor its tokenizer sets a limit."""
-    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
-    offset = 2 if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
-    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
-    return min(known) - offset if known else None
+    own = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(own, int) and getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        own -= 2  # their first position has the number after the padding's
+    limits = [own, tokenizer.model_max_length]
+    return min((limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9), default=None)
 
 
 def figures(

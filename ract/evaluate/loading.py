@@ -66,7 +66,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def check_vocabulary(largest: int, model: PreTrainedModel, path: Path) -> None:
+def check_vocabulary(largest: int, model: PreTrainedModel, path: str | Path) -> None:
     """Raise BadInput when the tokenizer gave a number for which *model* has no embedding."""
     rows = model.get_input_embeddings().weight.shape[0]
     if largest >= rows:

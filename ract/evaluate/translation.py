@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ract.checkpoint.live import quiet
 from ract.errors import BadInput
 from ract.evaluate.classification import encode, padded, positions
+from ract.evaluate.loading import check_vocabulary
 
 Progress = Callable[[str, int, int], None]
 _SHOWN = 20
@@ -118,6 +119,7 @@ def translate(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         inputs, mask = padded([encoded[i] for i in chosen], tokenizer.pad_token_id or 0)
+        check_vocabulary(int(inputs.max()), model, tokenizer.name_or_path)
         longest = inputs.shape[1]
         new = max_new_tokens or 2 * longest + 16
         new = min(new, limit - 1) if limit else new
@@ -150,7 +152,7 @@ def reference_loss(
     size = batch_size if tokenizer.pad_token_id is not None else 1
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        options = {"truncation": True, "max_length": limit} if limit else {}
+        options = {"truncation": limit is not None, "max_length": limit, "split_special_tokens": True}
         batch = tokenizer([sources[i] for i in chosen], padding=size > 1, return_tensors="pt", **options)
         target = tokenizer(
             text_target=[references[i] for i in chosen], padding=size > 1, return_tensors="pt", **options

@@ -13,7 +13,7 @@ from ract.model.live import ENSEMBLE, live_config
 MODES = ("logits", "probabilities")
 # What generation and classification read from a config; taken from the first member.
 _SHARED_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "source_language", "target_language",
     "is_encoder_decoder", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
     "id2label", "label2id", "problem_type",
 )  # fmt: skip
@@ -47,9 +47,13 @@ class EnsembleConfig(PretrainedConfig):
         if mode == "probabilities" and min(self.weights, default=0.0) < 0:
             raise BadInput("probabilities cannot be mixed with negative weights", 'Use mode "logits"')
         if self.members:
-            first = live_config(self.members[0])
+            configs = [live_config(member) for member in self.members]
             for name in _SHARED_FIELDS:
-                if kwargs.get(name) is None and getattr(first, name, None) is not None:
-                    kwargs[name] = getattr(first, name)
+                if kwargs.get(name) is None and getattr(configs[0], name, None) is not None:
+                    kwargs[name] = getattr(configs[0], name)
+            limits = [getattr(config, "max_position_embeddings", None) for config in configs]
+            known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+            if known and kwargs.get("max_position_embeddings") is None:
+                kwargs["max_position_embeddings"] = min(known)  # the ensemble looks at what every member can
         kwargs["tie_word_embeddings"] = False  # members tie their own
         super().__init__(**kwargs)

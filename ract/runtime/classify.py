@@ -74,7 +74,12 @@ class TextClassifier:
 
     def _windows(self, text: str) -> list[Sequence[int]]:
         return self.tokenizer(
-            text, truncation=True, max_length=self.limit, stride=self.limit // 4, return_overflowing_tokens=True
+            text,
+            truncation=True,
+            max_length=self.limit,
+            stride=self.limit // 4,
+            return_overflowing_tokens=True,
+            split_special_tokens=True,
         )["input_ids"]
 
 

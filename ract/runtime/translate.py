@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ract.errors import BadInput
-from ract.evaluate.classification import positions
+from ract.evaluate.classification import encode, positions
 from ract.evaluate.loading import load_for
 from ract.evaluate.translation import translate as translate_sentences
 from ract.runtime.locate import model_at
@@ -15,8 +15,8 @@ from ract.runtime.locate import model_at
 _LONGEST = 512  # tokens translated at once where neither model nor tokenizer sets a limit
 # The end of a sentence: a mark (and a closing quote) before a space and no lower-case letter, or a full-width mark.
 _SENTENCE_END = re.compile(
-    r"""(?<=[.!?…])\s+(?![a-zà-ÿа-яё])"""
-    r"""|(?<=[.!?…]["'”’)\]])\s+(?![a-zà-ÿа-яё])"""
+    r"""(?<=[.!?…؟۔।])\s+(?![\sa-zà-ÿа-яё])"""
+    r"""|(?<=[.!?…؟۔।]["'”’)\]])\s+(?![\sa-zà-ÿа-яё])"""
     r"""|(?<=[。！？])(?![”’」』）\s])"""
     r"""|(?<=[。！？][”’」』）])"""
 )
@@ -77,7 +77,7 @@ class Translator:
         """*text* in pieces that the model can look at, divided at spaces, or between characters where there is none."""
         if not text:
             return
-        if len(self.tokenizer(text)["input_ids"]) <= self.limit:
+        if len(text) == 1 or len(encode(self.tokenizer, text, None)[0]) <= self.limit:
             yield text
             return
         middle = len(text) // 2
