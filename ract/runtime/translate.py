@@ -15,8 +15,8 @@ from ract.runtime.locate import model_at
 _LONGEST = 512  # tokens translated at once where neither model nor tokenizer sets a limit
 # The end of a sentence: a mark (and a closing quote) before a space and no lower-case letter, or a full-width mark.
 _SENTENCE_END = re.compile(
-    r"""(?<=[.!?…؟۔।])\s+(?![\sa-zà-ÿа-яё])"""
-    r"""|(?<=[.!?…؟۔।]["'”’)\]])\s+(?![\sa-zà-ÿа-яё])"""
+    r"""(?<=[.!?…؟۔।。！？])\s+(?![\sa-zà-ÿа-яё])"""
+    r"""|(?<=[.!?…؟۔।。！？]["'”’)\]」』）])\s+(?![\sa-zà-ÿа-яё])"""
     r"""|(?<=[。！？])(?![”’」』）\s])"""
     r"""|(?<=[。！？][”’」』）])"""
 )

@@ -1,0 +1,125 @@
+"""Classes for texts: the model's own probabilities, in the order of the texts, whatever the texts are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+import ract
+from ract.data.examples import Examples
+from ract.errors import BadInput
+from ract.runtime.classify import TextClassifier
+from tests import examples
+from tests.pico import load
+from tests.task_models import classifier, ensemble
+from tests.text_models import byte_level_model
+
+ODD = [
+    "a fine film",
+    "",
+    "   ",
+    "👩‍👩‍👧‍👦🇩🇪👍🏽",
+    "مرحبا بالعالم، هذا كتاب",
+    "שלום עולם",
+    "差差差",
+    "a\x00b\u2028c",
+    "x" * 100_000,
+    "dull",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    return examples.classification(tmp_path_factory.mktemp("reviews"))
+
+
+@pytest.fixture(scope="module")
+def directory(data: Examples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return classifier(tmp_path_factory.mktemp("model") / "one", data)
+
+
+@pytest.fixture(scope="module")
+def reader(directory: Path) -> TextClassifier:
+    return TextClassifier(directory)
+
+
+def test_probabilities_are_those_of_the_plain_pipeline(directory: Path, reader: TextClassifier) -> None:
+    texts = [row["text"] for row in examples.reviews(12, seed=5)]
+    plain = pipeline("text-classification", model=str(directory), top_k=None)
+    for text, found in zip(texts, reader.classify(texts, batch_size=5), strict=True):
+        expected = {one["label"]: one["score"] for one in plain([text])[0]}
+        assert found.probabilities == pytest.approx(expected, abs=1e-5)
+        assert found.label == max(expected, key=lambda name: expected[name])
+        assert found.probability == found.probabilities[found.label] and not found.truncated
+
+
+def test_every_text_is_answered_in_its_place_whatever_it_is(reader: TextClassifier) -> None:
+    together = reader.classify(ODD, batch_size=4)
+    assert len(together) == len(ODD)
+    for text, found in zip(ODD, together, strict=True):
+        alone = reader.classify([text])[0]
+        assert found.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+        assert sum(found.probabilities.values()) == pytest.approx(1)
+        assert found.truncated == (len(reader.tokenizer(text)["input_ids"]) > reader.limit)
+    assert [found.truncated for found in together].count(True) in range(1, len(ODD))
+    assert reader.classify([]) == []
+
+
+def test_windows_read_a_long_text_whole_and_average(data: Examples, reader: TextClassifier) -> None:
+    limit = data.max_tokens
+    assert reader.limit == limit
+    text = " ".join(row["text"] for row in examples.reviews(30, seed=2))
+    numbers = reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+    inside, overlap = limit - 2, limit // 4
+    starts = range(0, len(numbers) - overlap, inside - overlap)
+    frame = reader.tokenizer("film")["input_ids"]
+    windows = [[frame[0], *numbers[start : start + inside], frame[-1]] for start in starts]
+    assert len(windows) > 3
+    with torch.no_grad():
+        each = [load(reader.path)(input_ids=torch.tensor([w])).logits.softmax(-1)[0].numpy() for w in windows]
+    found = reader.classify([text, "fine"], windows=True)
+    np.testing.assert_allclose(list(found[0].probabilities.values()), np.mean(each, axis=0), atol=1e-5)
+    assert not found[0].truncated
+    assert found[1].probabilities == pytest.approx(reader.classify(["fine"])[0].probabilities, abs=1e-6)
+
+
+def test_a_special_token_spelled_out_is_text(reader: TextClassifier) -> None:
+    seen = [reader.tokenizer.mask_token, reader.tokenizer.sep_token, reader.tokenizer.pad_token]
+    text = f"fine {' '.join(seen)} film"
+    framed = reader.tokenizer(text)["input_ids"]
+    plain = reader.tokenizer(text, split_special_tokens=True)["input_ids"]
+    assert framed != plain
+    with torch.no_grad():
+        expected = load(reader.path)(input_ids=torch.tensor([plain])).logits.softmax(-1)[0]
+    assert list(reader.classify([text])[0].probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_an_ensemble_classifies_with_the_mean_of_its_members(data: Examples, directory: Path, tmp_path: Path) -> None:
+    other = classifier(tmp_path / "other", data, seed=1)
+    both = TextClassifier(ensemble(tmp_path / "both", [directory, other]))
+    texts = ODD[:7]
+    logits = [
+        np.log([list(one.probabilities.values()) for one in TextClassifier(path).classify(texts)])
+        for path in (directory, other)
+    ]
+    expected = np.exp(np.mean(logits, axis=0))
+    expected /= expected.sum(1, keepdims=True)
+    found = [list(one.probabilities.values()) for one in both.classify(texts)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert both.labels == list(data.labels)
+
+
+def test_the_function_takes_one_text_or_many(directory: Path, reader: TextClassifier) -> None:
+    assert ract.classify(directory, "fine") == reader.classify(["fine"])
+    assert ract.classify(str(directory), iter(["fine", "dull"])) == reader.classify(["fine", "dull"])
+
+
+def test_what_is_wrong_is_said(tmp_path: Path, reader: TextClassifier) -> None:
+    with pytest.raises(BadInput, match="is a Qwen3ForCausalLM, not a text classifier"):
+        TextClassifier(byte_level_model(tmp_path / "decoder"))
+    with pytest.raises(BadInput, match="batch_size = 0"):
+        reader.classify(["a"], batch_size=0)
