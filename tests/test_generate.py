@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ract.errors import BadInput
-from ract.runtime.generate import Sampler, TextGenerator, _Detokenizer, cut_at, generate
+from ract.runtime.generate import TextGenerator, _Detokenizer, cut_at, generate
+from ract.runtime.sampling import Sampler
 from tests.text_models import TEXT, byte_level_model, word_piece_model
 
 PROMPT = "def read_json(path):"
@@ -70,13 +72,13 @@ def test_it_ends_where_the_model_ends_the_text(directory: Path, tmp_path: Path) 
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((directory / file).read_bytes())
     ended = TextGenerator(tmp_path)
-    assert ended.ends == {third, 0}
-    expected = ended.tokenizer.decode(tokens_of(directory, PROMPT, 2))
+    assert ended.engine.ends == {third, 0}
+    expected = ended.engine.decode(tokens_of(directory, PROMPT, 2))
     assert "".join(ended.stream(PROMPT, max_new_tokens=6, temperature=0)) == expected
 
 
 def test_it_goes_on_where_the_text_outgrows_the_model(generator: TextGenerator) -> None:
-    assert generator.positions == 64
+    assert generator.engine.limit == 64
     long = "".join(generator.stream(PROMPT, max_new_tokens=200, seed=1))
     short = "".join(generator.stream(PROMPT, max_new_tokens=40, seed=1))
     assert len(long) > 2 * len(short)
@@ -86,14 +88,14 @@ def test_it_goes_on_where_the_text_outgrows_the_model(generator: TextGenerator) 
 def test_after_sliding_the_next_token_is_that_of_the_last_half(tmp_path: Path) -> None:
     path = byte_level_model(tmp_path, "GPT-2", n_positions=16)
     generator = TextGenerator(path)
-    numbers = generator.tokenizer(PROMPT)["input_ids"]
-    pieces = generator._pieces(numbers, Sampler(0, 1, 0, torch.Generator()), 17 - len(numbers) + 1)
+    numbers = generator.engine.encode(PROMPT)
+    pieces = generator._pieces(numbers, Sampler(0, 1, 0, 0), 17 - len(numbers) + 1)
     detokenized = "".join(pieces)
     seen = [*numbers, *tokens_of(path, PROMPT, 17 - len(numbers))]
     model = AutoModelForCausalLM.from_pretrained(path)
     with torch.no_grad():
         last = int(model(input_ids=torch.tensor([seen[-8:]])).logits[0, -1].argmax())
-    assert detokenized == generator.tokenizer.decode([*seen[len(numbers) :], last])
+    assert detokenized == generator.engine.decode([*seen[len(numbers) :], last])
 
 
 @given(
@@ -101,16 +103,16 @@ def test_after_sliding_the_next_token_is_that_of_the_last_half(tmp_path: Path) -
     prompt=st.sampled_from(["", "def f", "一只"]),
 )
 def test_the_stream_never_breaks_a_character(generator: TextGenerator, text: str, prompt: str) -> None:
-    tokenizer = generator.tokenizer
-    detokenizer = _Detokenizer(tokenizer, tokenizer(prompt)["input_ids"])
+    tokenizer = generator.engine.tokenizer  # type: ignore[attr-defined]
+    detokenizer = _Detokenizer(generator.engine.decode, tokenizer(prompt)["input_ids"])
     pieces = [detokenizer.add(number) for number in tokenizer(text, add_special_tokens=False)["input_ids"]]
     assert not any("\ufffd" in piece for piece in pieces)
     assert "".join(pieces) + detokenizer.rest() == text
 
 
 def test_bytes_that_are_no_character_come_through_at_the_end(generator: TextGenerator) -> None:
-    detokenizer = _Detokenizer(generator.tokenizer, [])
-    half = generator.tokenizer("字")["input_ids"][0]
+    detokenizer = _Detokenizer(generator.engine.decode, [])
+    half = generator.engine.encode("字")[0]
     assert detokenizer.add(half) == ""
     assert detokenizer.rest() == "\ufffd"
 
@@ -139,16 +141,16 @@ def test_nothing_more_is_generated_after_a_stop(generator: TextGenerator) -> Non
 
 
 def test_sampling_keeps_to_its_bounds() -> None:
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
 
     def drawn(**options: float) -> set[int]:
-        sampler = Sampler(**{"temperature": 1, "top_p": 1, "top_k": 0, **options}, generator=torch.Generator())
+        sampler = Sampler(**{"temperature": 1, "top_p": 1, "top_k": 0, **options}, seed=0)
         return {sampler(logits) for _ in range(300)}
 
     assert drawn() == {0, 1, 2, 3}
     assert drawn(top_k=2) == drawn(top_p=0.7) == {0, 1}
     assert drawn(temperature=0) == drawn(top_p=0.01) == drawn(temperature=0.01) == {0}
-    share = sum(Sampler(1, 1, 0, torch.Generator().manual_seed(seed))(logits) == 0 for seed in range(600)) / 600
+    share = sum(Sampler(1, 1, 0, seed)(logits) == 0 for seed in range(600)) / 600
     assert 0.42 < share < 0.58
 
 

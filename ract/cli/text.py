@@ -35,15 +35,11 @@ def generate_command(
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Print the prompt too.")] = True,
 ) -> None:
     """Continue a text, streaming."""
-    from ract.errors import needs_extra
-
-    with needs_extra("ract generate on a model directory", "train"):
-        from ract.runtime.generate import generate
-        from ract.runtime.locate import model_at
+    from ract.runtime.generate import generate
 
     text = sys.stdin.read() if prompt == "-" else prompt
     pieces = generate(
-        model_at(model),
+        model,
         text,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
-import torch
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+import numpy as np
+import numpy.typing as npt
 
-from ract.errors import BadInput
-from ract.evaluate.loading import check_vocabulary, load_causal_lm, max_positions
+from ract.errors import BadInput, needs_extra
+from ract.runtime.locate import model_at
+from ract.runtime.manifest import is_exported
+from ract.runtime.sampling import Sampler
+
+
+class Decoder(Protocol):
+    """An engine that continues a text: a model and its tokenizer."""
+
+    directory: Path
+    limit: int | None
+    ends: set[int]
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of *text* as the model reads it, of an empty one the token that begins a text."""
+
+    def decode(self, numbers: list[int]) -> str:
+        """The text of *numbers*."""
+
+    def next_logits(self, numbers: list[int], seen: int, cache: Any) -> tuple[npt.NDArray[np.float32], Any]:
+        """Logits ``(vocab,)`` after *numbers*, which follow the *seen* tokens in *cache*, and the new cache."""
+
+
+def open_decoder(path: str | Path, *, device: str = "cpu", threads: int = 1) -> Decoder:
+    """The engine for *path*: ONNX Runtime for an exported model, else torch for a model directory or a run."""
+    directory = model_at(path)
+    if is_exported(directory):
+        from ract.runtime.engines.onnx_text import OnnxDecoder
+
+        return OnnxDecoder(directory, threads=threads)
+    with needs_extra("ract generate on a model directory", "train"):
+        from ract.runtime.engines.torch import TorchDecoder
+    return TorchDecoder(directory, device=device)
 
 
 class TextGenerator:
     """A loaded model that continues texts, for callers with more than one prompt. Raises BadInput as loading does."""
 
-    def __init__(self, model_dir: Path, *, device: str = "cpu") -> None:
-        self.path, self.device = model_dir, device
-        self.model, self.tokenizer = load_causal_lm(model_dir, device=device)
-        self.positions = max_positions(self.model)
-        ends = getattr(self.model.generation_config, "eos_token_id", None)
-        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
-        self._keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+    def __init__(self, path: str | Path, *, device: str = "cpu", threads: int = 1) -> None:
+        self.engine = open_decoder(path, device=device, threads=threads)
 
     def stream(
         self,
@@ -48,77 +73,37 @@ class TextGenerator:
         """
         check_options(max_new_tokens, temperature, top_p, top_k, stop)
         numbers = self._encode(prompt)
-        pieces = self._pieces(numbers, self._sampler(temperature, top_p, top_k, seed), max_new_tokens)
+        pieces = self._pieces(numbers, Sampler(temperature, top_p, top_k, seed), max_new_tokens)
         return cut_at(pieces, stop)
 
     def _encode(self, prompt: str) -> list[int]:
-        numbers: list[int] = list(self.tokenizer(prompt)["input_ids"])
-        if not numbers:
-            beginning = self.tokenizer.bos_token_id
-            beginning = self.tokenizer.eos_token_id if beginning is None else beginning
-            if beginning is None:
-                raise BadInput(f"{self.path} has no token that begins a text", "Give a prompt that is not empty")
-            numbers = [beginning]
-        check_vocabulary(max(numbers), self.model, self.path)
-        if self.positions is not None and len(numbers) > self.positions:
+        numbers = self.engine.encode(prompt)
+        if self.engine.limit is not None and len(numbers) > self.engine.limit:
             raise BadInput(
-                f"the prompt has {len(numbers)} tokens, and {self.path} can look at {self.positions}",
+                f"the prompt has {len(numbers)} tokens, and {self.engine.directory} can look at {self.engine.limit}",
                 "Shorten the prompt",
             )
         return numbers
 
-    def _sampler(self, temperature: float, top_p: float, top_k: int, seed: int) -> Sampler:
-        return Sampler(temperature, top_p, top_k, torch.Generator(self.device).manual_seed(seed))
-
-    @torch.inference_mode()
-    def _next_logits(self, numbers: list[int], seen: int, cache: object) -> tuple[torch.Tensor, object]:
-        """Logits ``(1, vocab)`` after *numbers*, which follow the *seen* tokens in *cache*, and the new cache."""
-        keep = {"logits_to_keep": 1} if self._keeps_logits else {}
-        tokens = torch.tensor([numbers], device=self.device)
-        mask = torch.ones(1, seen + len(numbers), dtype=torch.long, device=self.device)
-        out = self.model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **keep)
-        return out.logits[:, -1].float(), out.past_key_values
-
     def _pieces(self, numbers: list[int], sampler: Sampler, max_new_tokens: int) -> Iterator[str]:
-        text = _Detokenizer(self.tokenizer, numbers)
+        text = _Detokenizer(self.engine.decode, numbers)
         cache: object = None
-        seen, fresh = 0, numbers
+        seen, fresh, limit = 0, numbers, self.engine.limit
         for _ in range(max_new_tokens):
-            if self.positions is not None and seen + len(fresh) > self.positions:
-                cache, seen, fresh = None, 0, text.numbers[-max(1, self.positions // 2) :]
-            logits, cache = self._next_logits(fresh, seen, cache)
+            if limit is not None and seen + len(fresh) > limit:
+                cache, seen, fresh = None, 0, text.numbers[-max(1, limit // 2) :]
+            logits, cache = self.engine.next_logits(fresh, seen, cache)
             seen += len(fresh)
             number = sampler(logits)
-            if number in self.ends:
+            if number in self.engine.ends:
                 break
             fresh = [number]
             yield text.add(number)
         yield text.rest()
 
 
-class Sampler:
-    """Draws the next token from logits ``(1, vocab)`` with its own random generator."""
-
-    def __init__(self, temperature: float, top_p: float, top_k: int, generator: torch.Generator) -> None:
-        self.greedy, self.generator = temperature == 0, generator
-        self.warpers = LogitsProcessorList()
-        if not self.greedy and temperature != 1:
-            self.warpers.append(TemperatureLogitsWarper(float(temperature)))
-        if top_k:
-            self.warpers.append(TopKLogitsWarper(top_k))
-        if top_p < 1:
-            self.warpers.append(TopPLogitsWarper(float(top_p)))
-
-    def __call__(self, logits: torch.Tensor) -> int:
-        """The number of the token."""
-        if self.greedy:
-            return int(logits.argmax(-1))
-        likely = torch.softmax(self.warpers(torch.empty(1, 0, dtype=torch.long), logits), dim=-1)
-        return int(torch.multinomial(likely, 1, generator=self.generator))
-
-
 def generate(
-    model_dir: Path,
+    model_dir: str | Path,
     prompt: str = "",
     *,
     max_new_tokens: int = 200,
@@ -128,10 +113,11 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
     device: str = "cpu",
+    threads: int = 1,
 ) -> Iterator[str]:
-    """Load the model at *model_dir* and continue *prompt*: see :meth:`TextGenerator.stream`."""
+    """Load the model at *model_dir*, exported or not, and continue *prompt*: see :meth:`TextGenerator.stream`."""
     check_options(max_new_tokens, temperature, top_p, top_k, stop)
-    return TextGenerator(Path(model_dir), device=device).stream(
+    return TextGenerator(model_dir, device=device, threads=threads).stream(
         prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -188,8 +174,8 @@ def _begun(text: str, stop: Sequence[str]) -> int:
 class _Detokenizer:
     """Numbers to text, piece by piece: what ends within a character waits for the rest of it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: list[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, decode: Callable[[list[int]], str], prompt: list[int]) -> None:
+        self._decode = decode
         self.numbers = list(prompt)
         # Decoding goes on from tokens already written, since some tokenizers treat the first token's space otherwise.
         self._begin, self._written = 0, len(prompt)
@@ -207,6 +193,3 @@ class _Detokenizer:
         """What is not written yet, broken characters included."""
         known = self._decode(self.numbers[self._begin : self._written])
         return self._decode(self.numbers[self._begin :])[len(known) :]
-
-    def _decode(self, numbers: list[int]) -> str:
-        return self._tokenizer.decode(numbers, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,0 +1,121 @@
+"""Exported models on text: a decoder, a classifier and a translator, with numpy, tokenizers and ONNX Runtime alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ract.errors import BadInput
+from ract.runtime.beam import beam_search
+from ract.runtime.engines.onnx import OnnxModel, State
+from ract.runtime.sampling import softmax
+from ract.runtime.tokens import Tokens
+
+Ids = npt.NDArray[np.int64]
+
+
+class OnnxDecoder:
+    """An exported model that continues texts. Raises BadInput as :class:`OnnxModel` does, and for another kind."""
+
+    def __init__(self, directory: Path, *, threads: int = 1) -> None:
+        self.directory = directory
+        self.model = opened(directory, "decoder", "continues no text", threads)
+        self.tokens = Tokens(directory)
+        manifest = self.model.manifest
+        self.limit = manifest.limit or None
+        self.ends = set(manifest.ends)
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of *text* as the model reads it, of an empty one the token that begins a text."""
+        numbers = self.tokens.encode(text)
+        if not numbers:
+            if self.model.manifest.begin is None:
+                problem = f"{self.directory} has no token that begins a text"
+                raise BadInput(problem, "Give a prompt that is not empty")
+            numbers = [self.model.manifest.begin]
+        return numbers
+
+    def decode(self, numbers: list[int]) -> str:
+        """The text of *numbers*."""
+        return self.tokens.decode(numbers)
+
+    def next_logits(self, numbers: list[int], seen: int, cache: State | None) -> tuple[npt.NDArray[np.float32], State]:
+        """Logits ``(vocab,)`` after *numbers*, which follow what is in *cache* (None: nothing), and the new cache."""
+        logits, state = self.model.step(np.array([numbers], dtype=np.int64), cache or self.model.begin())
+        return logits[0], state
+
+
+class OnnxClassifier:
+    """An exported classifier."""
+
+    def __init__(self, directory: Path, *, threads: int = 1) -> None:
+        self.model = opened(directory, "encoder", "classifies no texts", threads)
+        self.tokens = Tokens(directory)
+        self.labels = list(self.model.manifest.labels)
+        self.limit = self.model.manifest.limit
+
+    def probabilities(self, rows: Sequence[Sequence[int]], batch_size: int) -> npt.NDArray[np.float64]:
+        """The probability of every class for texts given as token numbers: ``(texts, classes)``, in their order."""
+        found = np.zeros((len(rows), len(self.labels)))
+        for chosen in by_length(rows, batch_size):
+            ids, mask = padded([rows[i] for i in chosen], self.model.manifest.pad)
+            found[chosen] = softmax(self.model.logits(ids, mask).astype(np.float64))
+        return found
+
+
+class OnnxTranslator:
+    """An exported encoder-decoder."""
+
+    def __init__(self, directory: Path, *, threads: int = 1) -> None:
+        self.model = opened(directory, "encoder-decoder", "translates no texts", threads)
+        self.tokens = Tokens(directory)
+        self.limit = self.model.manifest.limit
+
+    def translate(
+        self, rows: Sequence[Sequence[int]], *, num_beams: int, max_new_tokens: int | None, batch_size: int
+    ) -> list[str]:
+        """The translations of sentences given as token numbers, in their order."""
+        manifest = self.model.manifest
+        found = [""] * len(rows)
+        for chosen in by_length(rows, batch_size):
+            ids, mask = padded([rows[i] for i in chosen], manifest.pad)
+            new = max_new_tokens or 2 * ids.shape[1] + 16
+            outputs = beam_search(
+                self.model,
+                self.model.begin(ids, mask),
+                len(chosen),
+                start=manifest.start or 0,
+                ends=manifest.ends,
+                num_beams=num_beams,
+                max_new_tokens=min(new, self.limit - 1) if self.limit else new,
+            )
+            for i, output in zip(chosen, outputs, strict=True):
+                found[i] = self.tokens.decode(output)
+        return found
+
+
+def opened(directory: Path, kind: str, lacks: str, threads: int) -> OnnxModel:
+    """The exported model in *directory*; BadInput, saying that it *lacks* what is asked, when it is of another kind."""
+    model = OnnxModel(directory, threads=threads)
+    if model.manifest.kind != kind:
+        raise BadInput(f"{directory} is an exported {model.manifest.kind}, which {lacks}", f"Give an exported {kind}")
+    return model
+
+
+def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """The indices of *rows* in batches, rows of like length together."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[Ids, Ids]:
+    """*rows* as one array (rows, longest), and the mask of what is not padding."""
+    ids = np.full((len(rows), max(1, *map(len, rows))), padding, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+        mask[number, : len(row)] = 1
+    return ids, mask
