@@ -159,7 +159,7 @@ def _classification(
 
 def label_number(label: str, config: PretrainedConfig, where: str) -> int:
     """The number of the class *label*, its name in *config* or a number; BadInput, naming *where*, when it has none."""
-    number = config.label2id.get(label)
+    number = {str(name): number for number, name in config.id2label.items()}.get(label)
     if number is None and label.isdecimal():
         number = int(label)
     if not isinstance(number, int) or not 0 <= number < config.num_labels:
