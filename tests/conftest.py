@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+Ract = Callable[..., tuple[int, str, str]]
 
 # A slow or busy machine must not fail a law: no deadlines, and the same examples in every run.
 settings.register_profile("ract", deadline=None, derandomize=True)
@@ -25,3 +29,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set RACT_DATA to use some")
     return folder
+
+
+@pytest.fixture
+def ract(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ract:
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    from ract.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ract", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

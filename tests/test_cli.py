@@ -5,36 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from ract.cli import main
 from ract.cost import derive_shape
 from ract.data.tokenizer import train_tokenizer
 from ract.model.compact import new_compact_transformer
+from tests.conftest import Ract
 from tests.plans import plan_text, write_text_corpus
-
-Ract = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ract(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ract:
-    """Run a command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ract", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

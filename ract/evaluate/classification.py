@@ -110,6 +110,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> 
         max_length=limit,
         return_overflowing_tokens=limit is not None,
         split_special_tokens=True,
+        verbose=False,  # it remarks on every text that is longer than the model can look at
     )
     numbers = encoded["input_ids"]
     if limit is None:
