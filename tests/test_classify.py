@@ -64,7 +64,7 @@ def test_every_text_is_answered_in_its_place_whatever_it_is(reader: TextClassifi
         alone = reader.classify([text])[0]
         assert found.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
         assert sum(found.probabilities.values()) == pytest.approx(1)
-        assert found.truncated == (len(reader.tokenizer(text)["input_ids"]) > reader.limit)
+        assert found.truncated == (len(reader.engine.tokenizer(text)["input_ids"]) > reader.limit)
     assert [found.truncated for found in together].count(True) in range(1, len(ODD))
     assert reader.classify([]) == []
 
@@ -73,10 +73,10 @@ def test_windows_read_a_long_text_whole_and_average(data: Examples, reader: Text
     limit = data.max_tokens
     assert reader.limit == limit
     text = " ".join(row["text"] for row in examples.reviews(30, seed=2))
-    numbers = reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+    numbers = reader.engine.tokenizer(text, add_special_tokens=False)["input_ids"]
     inside, overlap = limit - 2, limit // 4
     starts = range(0, len(numbers) - overlap, inside - overlap)
-    frame = reader.tokenizer("film")["input_ids"]
+    frame = reader.engine.tokenizer("film")["input_ids"]
     windows = [[frame[0], *numbers[start : start + inside], frame[-1]] for start in starts]
     assert len(windows) > 3
     with torch.no_grad():
@@ -88,10 +88,10 @@ def test_windows_read_a_long_text_whole_and_average(data: Examples, reader: Text
 
 
 def test_a_special_token_spelled_out_is_text(reader: TextClassifier) -> None:
-    seen = [reader.tokenizer.mask_token, reader.tokenizer.sep_token, reader.tokenizer.pad_token]
+    seen = [reader.engine.tokenizer.mask_token, reader.engine.tokenizer.sep_token, reader.engine.tokenizer.pad_token]
     text = f"fine {' '.join(seen)} film"
-    framed = reader.tokenizer(text)["input_ids"]
-    plain = reader.tokenizer(text, split_special_tokens=True)["input_ids"]
+    framed = reader.engine.tokenizer(text)["input_ids"]
+    plain = reader.engine.tokenizer(text, split_special_tokens=True)["input_ids"]
     assert framed != plain
     with torch.no_grad():
         expected = load(reader.path)(input_ids=torch.tensor([plain])).logits.softmax(-1)[0]

@@ -86,7 +86,7 @@ def test_every_line_is_answered_in_its_place_whatever_it_is(reader: Translator) 
 def test_a_text_longer_than_the_model_can_look_at_is_divided_and_nothing_is_lost(reader: Translator, text: str) -> None:
     pieces = list(reader._fitting(text))
     assert "".join("".join(pieces).split()) == "".join(text.split())
-    assert all(len(reader.tokenizer(piece)["input_ids"]) <= reader.limit for piece in pieces)
+    assert all(len(reader.engine.tokenizer(piece)["input_ids"]) <= reader.limit for piece in pieces)
     if " " in text:
         assert {word for piece in pieces for word in piece.split()} == {"the", "old", "dog"}
 
@@ -112,7 +112,7 @@ def test_beams_of_an_ensemble_do_not_depend_on_caches_or_on_the_batch(data: Exam
     lines = ["the red film", "the old tree and the new dog", "the big book"]
     found = both.translate(lines, num_beams=4, max_new_tokens=9)
     assert found == [both.translate([line], num_beams=4, max_new_tokens=9)[0] for line in lines]
-    both.model.generation_config.use_cache = False
+    both.engine.model.generation_config.use_cache = False
     assert both.translate(lines, num_beams=4, max_new_tokens=9) == found
     assert found != Translator(members[0]).translate(lines, num_beams=4, max_new_tokens=9)
 

@@ -1,4 +1,4 @@
-"""Commands that use a model on text: generate, classify, translate."""
+"""Commands that use a model on text: generate, classify, translate; and export, which makes it run anywhere."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from ract.cli.app import app
+from ract.cli.app import Force, Out, app
 from ract.cli.lines import texts_of, write_utf8
+from ract.errors import BadInput, nearest, needs_extra
 
 Model = Annotated[Path, typer.Argument(metavar="DIR", help="A model directory, or a finished run (its final model).")]
 Texts = Annotated[
@@ -68,12 +69,10 @@ def classify_command(
     as_json: JsonLines = False,
 ) -> None:
     """Print the class of each text with its probability, one line a text."""
-    from ract.errors import needs_extra
 
     write_utf8()
     groups = texts_of(texts or [], file, batch_size)
-    with needs_extra("ract classify on a model directory", "train"):
-        from ract.runtime.classify import TextClassifier
+    from ract.runtime.classify import TextClassifier
 
     classifier = TextClassifier(model)
     cut = 0
@@ -104,12 +103,10 @@ def translate_command(
     as_json: JsonLines = False,
 ) -> None:
     """Translate each text: as many lines out as in, in their order."""
-    from ract.errors import needs_extra
 
     write_utf8()
     groups = texts_of(texts or [], file, batch_size)
-    with needs_extra("ract translate on a model directory", "train"):
-        from ract.runtime.translate import Translator
+    from ract.runtime.translate import Translator
 
     translator = Translator(model)
     for group in groups:
@@ -121,3 +118,19 @@ def translate_command(
                 print(json.dumps({"source": text, "translation": output}, ensure_ascii=False), flush=True)
             else:
                 print(output, flush=True)
+
+
+@app.command("export")
+def export_command(
+    model: Model,
+    out: Out,
+    form: Annotated[str, typer.Option("--format", help="onnx: runs with ONNX Runtime, without torch.")] = "onnx",
+    force: Force = False,
+) -> None:
+    """Write a model for machines without torch; the result is loaded again and compared."""
+    if form != "onnx":
+        raise BadInput(f'there is no format "{form}"', nearest(form, ["onnx"]))
+    with needs_extra("ract export", "train"):
+        from ract.export.onnx import export_onnx
+
+    print(export_onnx(model, out, force=force))

@@ -68,13 +68,14 @@ def beam_search(
         chosen = np.zeros((sentences, beams), dtype=np.int64)
         for row in range(sentences):
             best = _largest(total[row], 2 * beams)
-            ending = np.isin(best % vocabulary, ends)
+            # At the limit every hypothesis counts as finished, with or without its end.
+            ending = np.isin(best % vocabulary, ends) | (length == max_new_tokens)
             for place in np.flatnonzero(ending[:beams]) if open_[row] else ():
                 beam = int(best[place]) // vocabulary
                 written = [*tokens[row, beam, 1:].tolist(), int(best[place]) % vocabulary]
                 finished[row].append(_Hypothesis(float(total[row, best[place]]) / length, written))
             finished[row] = sorted(finished[row], key=lambda one: -one.score)[:beams]
-            going_on = best[~ending][:beams]
+            going_on = best[~ending][:beams] if length < max_new_tokens else best[:beams]
             origin[row], chosen[row] = going_on // vocabulary, going_on % vocabulary
             scores[row] = total[row, going_on]
             full = len(finished[row]) == beams

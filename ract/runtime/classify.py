@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from ract.errors import BadInput
-from ract.evaluate.classification import encode, positions, probabilities_of
-from ract.evaluate.loading import load_for
+from ract.errors import BadInput, needs_extra
 from ract.runtime.locate import model_at
-
-_LONGEST = 512  # tokens read at once where neither model nor tokenizer sets a limit
+from ract.runtime.manifest import is_exported
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,41 @@ class Classified:
         return self.probabilities[self.label]
 
 
+class ClassifyingEngine(Protocol):
+    """An engine that classifies texts: a model and its tokenizer."""
+
+    limit: int
+    labels: list[str]
+
+    def windows(self, text: str, stride: int) -> list[list[int]]:
+        """*text* in framed pieces of at most the limit's tokens, which overlap by *stride* tokens."""
+
+    def probabilities(self, rows: Sequence[Sequence[int]], batch_size: int) -> npt.NDArray[np.float64]:
+        """The probability of every class for texts given as token numbers: ``(texts, classes)``, in their order."""
+
+
+def open_engine(directory: Path) -> ClassifyingEngine:
+    """The engine for *directory*: ONNX Runtime for an exported model, else torch."""
+    if is_exported(directory):
+        from ract.runtime.engines.onnx_text import OnnxClassifier
+
+        return OnnxClassifier(directory)
+    with needs_extra("ract classify on a model directory", "train"):
+        from ract.runtime.engines.torch import TorchClassifier
+    return TorchClassifier(directory)
+
+
 class TextClassifier:
-    """A loaded classifier, for callers with more than one text. *path* is a model directory or a finished run.
+    """A loaded classifier, for callers with more than one text. *path* is a model directory, an exported model or a
+    finished run.
 
     Raises BadInput as loading does.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = model_at(path)
-        self.model, self.tokenizer = load_for("classification", self.path)
-        self.limit = positions(self.model, self.tokenizer) or _LONGEST
-        self.labels = [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
+        self.engine = open_engine(self.path)
+        self.limit, self.labels = self.engine.limit, self.engine.labels
 
     def classify(self, texts: Sequence[str], *, batch_size: int = 32, windows: bool = False) -> list[Classified]:
         """The class of every text, in their order; texts of like length share a batch.
@@ -54,16 +77,15 @@ class TextClassifier:
         owners: list[int] = []
         cut = [False] * len(texts)
         for number, text in enumerate(texts):
-            if windows:
-                pieces = self._windows(text)
-            else:
-                first, cut[number] = encode(self.tokenizer, text, self.limit)
-                pieces = [first]
+            pieces = self.engine.windows(text, self.limit // 4 if windows else 0)
+            if not windows:
+                cut[number] = len(pieces) > 1
+                pieces = pieces[:1]
             rows += pieces
             owners += [number] * len(pieces)
         if not rows:
             return []
-        found = probabilities_of(self.model, self.tokenizer, rows, batch_size=batch_size)
+        found = self.engine.probabilities(rows, batch_size)
         mean = np.zeros((len(texts), found.shape[1]))
         np.add.at(mean, owners, found)
         mean /= np.bincount(owners)[:, None]
@@ -71,16 +93,6 @@ class TextClassifier:
             Classified(self.labels[int(own.argmax())], dict(zip(self.labels, own.tolist(), strict=True)), was_cut)
             for own, was_cut in zip(mean, cut, strict=True)
         ]
-
-    def _windows(self, text: str) -> list[Sequence[int]]:
-        return self.tokenizer(
-            text,
-            truncation=True,
-            max_length=self.limit,
-            stride=self.limit // 4,
-            return_overflowing_tokens=True,
-            split_special_tokens=True,
-        )["input_ids"]
 
 
 def classify(

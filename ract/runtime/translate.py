@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from ract.errors import BadInput
-from ract.evaluate.classification import encode, positions
-from ract.evaluate.loading import load_for
-from ract.evaluate.translation import translate as translate_sentences
+from ract.errors import BadInput, needs_extra
 from ract.runtime.locate import model_at
+from ract.runtime.manifest import is_exported
 
-_LONGEST = 512  # tokens translated at once where neither model nor tokenizer sets a limit
 # The end of a sentence: a mark (and a closing quote) before a space and no lower-case letter, or a full-width mark.
 _SENTENCE_END = re.compile(
     r"""(?<=[.!?…؟۔।。！？])\s+(?![\sa-zà-ÿа-яё])"""
@@ -24,18 +22,45 @@ _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|[A-Z]
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue"})
 
 
+class TranslatingEngine(Protocol):
+    """An engine that translates sentences: a model and its tokenizer."""
+
+    limit: int
+    target_language: str
+
+    def length(self, text: str) -> int:
+        """How many tokens *text* has, framed."""
+
+    def translate(
+        self, texts: Sequence[str], *, num_beams: int, max_new_tokens: int | None, batch_size: int
+    ) -> list[str]:
+        """The translations of *texts*, in their order."""
+
+
+def open_engine(directory: Path) -> TranslatingEngine:
+    """The engine for *directory*: ONNX Runtime for an exported model, else torch."""
+    if is_exported(directory):
+        from ract.runtime.engines.onnx_text import OnnxTranslator
+
+        return OnnxTranslator(directory)
+    with needs_extra("ract translate on a model directory", "train"):
+        from ract.runtime.engines.torch import TorchTranslator
+    return TorchTranslator(directory)
+
+
 class Translator:
-    """A loaded translator, for callers with more than one text. *path* is a model directory or a finished run.
+    """A loaded translator, for callers with more than one text. *path* is a model directory, an exported model or a
+    finished run.
 
     Raises BadInput as loading does.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = model_at(path)
-        self.model, self.tokenizer = load_for("translation", self.path)
-        self.limit = positions(self.model, self.tokenizer) or _LONGEST
-        language = str(getattr(self.model.config, "target_language", "") or "").lower()
-        self.joint = "" if re.split("[-_]", language)[0] in _WITHOUT_SPACES else " "
+        self.engine = open_engine(self.path)
+        self.limit = self.engine.limit
+        language = re.split("[-_]", self.engine.target_language.lower())[0]
+        self.joint = "" if language in _WITHOUT_SPACES else " "
 
     def translate(
         self,
@@ -61,13 +86,8 @@ class Translator:
             owners += [number] * len(own)
         found: list[list[str]] = [[] for _ in lines]
         if pieces:
-            outputs, _ = translate_sentences(
-                self.model,
-                self.tokenizer,
-                pieces,
-                num_beams=num_beams,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
+            outputs = self.engine.translate(
+                pieces, num_beams=num_beams, max_new_tokens=max_new_tokens, batch_size=batch_size
             )
             for owner, output in zip(owners, outputs, strict=True):
                 found[owner].append(" ".join(output.split()))
@@ -77,7 +97,7 @@ class Translator:
         """*text* in pieces that the model can look at, divided at spaces, or between characters where there is none."""
         if not text:
             return
-        if len(text) == 1 or len(encode(self.tokenizer, text, None)[0]) <= self.limit:
+        if len(text) == 1 or self.engine.length(text) <= self.limit:
             yield text
             return
         middle = len(text) // 2

@@ -15,6 +15,7 @@ from ract.runtime.sampling import softmax
 from ract.runtime.tokens import Tokens
 
 Ids = npt.NDArray[np.int64]
+LONGEST = 512  # tokens read at once where the export sets no limit
 
 
 class OnnxDecoder:
@@ -55,7 +56,11 @@ class OnnxClassifier:
         self.model = opened(directory, "encoder", "classifies no texts", threads)
         self.tokens = Tokens(directory)
         self.labels = list(self.model.manifest.labels)
-        self.limit = self.model.manifest.limit
+        self.limit = self.model.manifest.limit or LONGEST
+
+    def windows(self, text: str, stride: int) -> list[list[int]]:
+        """*text* in framed pieces of at most the limit's tokens, which overlap by *stride* tokens."""
+        return self.tokens.windows(text, self.limit, stride)
 
     def probabilities(self, rows: Sequence[Sequence[int]], batch_size: int) -> npt.NDArray[np.float64]:
         """The probability of every class for texts given as token numbers: ``(texts, classes)``, in their order."""
@@ -72,14 +77,20 @@ class OnnxTranslator:
     def __init__(self, directory: Path, *, threads: int = 1) -> None:
         self.model = opened(directory, "encoder-decoder", "translates no texts", threads)
         self.tokens = Tokens(directory)
-        self.limit = self.model.manifest.limit
+        self.limit = self.model.manifest.limit or LONGEST
+        self.target_language = self.model.manifest.target_language
+
+    def length(self, text: str) -> int:
+        """How many tokens *text* has, framed."""
+        return len(self.tokens.encode(text))
 
     def translate(
-        self, rows: Sequence[Sequence[int]], *, num_beams: int, max_new_tokens: int | None, batch_size: int
+        self, texts: Sequence[str], *, num_beams: int, max_new_tokens: int | None, batch_size: int
     ) -> list[str]:
-        """The translations of sentences given as token numbers, in their order."""
+        """The translations of *texts*, in their order."""
         manifest = self.model.manifest
-        found = [""] * len(rows)
+        rows = [self.tokens.windows(text, self.limit)[0] for text in texts]
+        found = [""] * len(texts)
         for chosen in by_length(rows, batch_size):
             ids, mask = padded([rows[i] for i in chosen], manifest.pad)
             new = max_new_tokens or 2 * ids.shape[1] + 16
@@ -90,10 +101,10 @@ class OnnxTranslator:
                 start=manifest.start or 0,
                 ends=manifest.ends,
                 num_beams=num_beams,
-                max_new_tokens=min(new, self.limit - 1) if self.limit else new,
+                max_new_tokens=min(new, self.limit - 1),
             )
             for i, output in zip(chosen, outputs, strict=True):
-                found[i] = self.tokens.decode(output)
+                found[i] = self.tokens.decode(output).strip()
         return found
 
 

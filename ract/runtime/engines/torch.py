@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,11 @@ import numpy.typing as npt
 import torch
 
 from ract.errors import BadInput
-from ract.evaluate.loading import check_vocabulary, load_causal_lm, max_positions
+from ract.evaluate.classification import encode, positions, probabilities_of
+from ract.evaluate.loading import check_vocabulary, load_causal_lm, load_for, max_positions
+from ract.evaluate.translation import translate
+
+LONGEST = 512  # tokens read at once where neither model nor tokenizer sets a limit
 
 
 class TorchDecoder:
@@ -49,3 +54,54 @@ class TorchDecoder:
         mask = torch.ones(1, seen + len(numbers), dtype=torch.long, device=self.device)
         out = self.model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **keep)
         return out.logits[0, -1].float().cpu().numpy(), out.past_key_values
+
+
+class TorchClassifier:
+    """A classifier of a model directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.model, self.tokenizer = load_for("classification", directory)
+        self.limit = positions(self.model, self.tokenizer) or LONGEST
+        self.labels = [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
+
+    def windows(self, text: str, stride: int) -> list[list[int]]:
+        """*text* in framed pieces of at most the limit's tokens, which overlap by *stride* tokens."""
+        return self.tokenizer(
+            text,
+            truncation=True,
+            max_length=self.limit,
+            stride=stride,
+            return_overflowing_tokens=True,
+            split_special_tokens=True,
+        )["input_ids"]
+
+    def probabilities(self, rows: Sequence[Sequence[int]], batch_size: int) -> npt.NDArray[np.float64]:
+        """The probability of every class for texts given as token numbers: ``(texts, classes)``, in their order."""
+        return probabilities_of(self.model, self.tokenizer, rows, batch_size=batch_size)
+
+
+class TorchTranslator:
+    """An encoder-decoder of a model directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.model, self.tokenizer = load_for("translation", directory)
+        self.limit = positions(self.model, self.tokenizer) or LONGEST
+        self.target_language = str(getattr(self.model.config, "target_language", "") or "")
+
+    def length(self, text: str) -> int:
+        """How many tokens *text* has, framed."""
+        return len(encode(self.tokenizer, text, None)[0])
+
+    def translate(
+        self, texts: Sequence[str], *, num_beams: int, max_new_tokens: int | None, batch_size: int
+    ) -> list[str]:
+        """The translations of *texts*, in their order."""
+        outputs, _ = translate(
+            self.model,
+            self.tokenizer,
+            texts,
+            num_beams=num_beams,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
+        return outputs
