@@ -54,6 +54,10 @@ class BuildDisplay(Watcher):
         """The corpus is being prepared."""
         self._show("data", done, total, what)
 
+    def note(self, text: str) -> None:
+        """Said once, above the bars."""
+        self.console.print(f"Note: {text}")
+
     def started(self, graph: Graph, to_do: Mapping[str, float], finished: int) -> None:
         """The tree is known: say what will be made."""
         self._drop("data")

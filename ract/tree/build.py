@@ -14,7 +14,7 @@ from ract.plan.derive import build_graph
 from ract.plan.graph import Graph
 from ract.plan.schema import Plan, load_plan
 from ract.plan.shapes import model_settings
-from ract.tree.data import Prepared, prepare_data, with_vocabulary
+from ract.tree.data import Prepared, prepare_data, remarks, with_vocabulary
 from ract.tree.job import CHECKPOINT_SECONDS, Job, is_finished, node_directory, node_keys
 from ract.tree.local import Executor, LocalExecutor
 from ract.tree.references import write_references
@@ -25,6 +25,9 @@ class Watcher:
 
     def data(self, what: str, done: int, total: int) -> None:
         """The corpus is being prepared: *done* of *total* bytes."""
+
+    def note(self, text: str) -> None:
+        """Something about the data that is worth knowing, in one sentence."""
 
     def started(self, graph: Graph, to_do: Mapping[str, float], finished: int) -> None:
         """*to_do* maps the nodes that will be made to their FLOPs; *finished* nodes exist already."""
@@ -80,6 +83,8 @@ def build(
         run.mkdir(parents=True, exist_ok=True)
         with held(run):
             prepared = prepare_data(table, run, watcher.data)
+            for text in remarks(prepared):
+                watcher.note(text)
             table = with_vocabulary(table, prepared.data.vocab_size)
             graph = build_graph(table, prepared.size, prepared.origin)
             keys = node_keys(graph, prepared.data.digest, model_settings(table))

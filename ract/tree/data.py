@@ -70,6 +70,26 @@ def prepare_data(plan: Plan, run: Path, progress: Progress | None = None) -> Pre
     return Prepared(examples, size, origin_of(plan, examples.labels))
 
 
+def remarks(prepared: Prepared) -> list[str]:
+    """What a user should know of their examples: how many were cut, left out, or stand in two splits."""
+    data = prepared.data
+    if isinstance(data, Corpus):
+        return []
+    found = []
+    for split in ("train", "valid", "test"):
+        count = data.count(split)
+        if data.truncated[split]:
+            found.append(
+                f"{data.truncated[split]} of {count} {split} examples are longer than {data.max_tokens} tokens: "
+                "their ends are cut (max_tokens)"
+            )
+        if data.skipped[split]:
+            found.append(f"{data.skipped[split]} {split} examples are blank on one side: they are left out")
+        if data.overlap[split]:
+            found.append(f"{data.overlap[split]} of {count} {split} texts also stand in train: their figures flatter")
+    return found
+
+
 def corpus_spec(plan: Plan) -> CorpusSpec:
     """The text of a plan for language modelling."""
     data = plan.data
