@@ -13,8 +13,11 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 from ract.checkpoint.lineage import Lineage, content_hash, read_lineage
 from ract.checkpoint.live import load_model
 from ract.errors import BadInput
+from ract.plan.schema import CompactTable, Plan
+from ract.plan.tables import DataTable, TokenizerTable
 from ract.tree.build import Run, build
 from ract.tree.check import check
+from ract.tree.data import prepare_data, remarks
 from tests import examples
 from tests.text_models import word_piece_model
 
@@ -206,6 +209,18 @@ branch = {{ epochs = 1, vary = ["seed"] }}
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
     assert content_hash(build(plan, tmp_path / "run", workers=1).final) != before  # another checkpoint, another tree
+
+
+def test_what_is_cut_left_out_or_doubled_is_said(tmp_path: Path) -> None:
+    rows = examples.reviews(60)
+    odd = [{"text": "word " * 99, "label": "good"}, {"text": " ", "label": "bad"}]
+    train = examples.write_rows(tmp_path / "train.jsonl", rows + odd)
+    valid = examples.write_rows(tmp_path / "valid.jsonl", rows[:3])
+    data = DataTable(task="classification", train=[train], valid=[valid], max_tokens=20, test_fraction=0.0)
+    plan = Plan(name="p", data=data, tokenizer=TokenizerTable(vocab_size=300), compact=CompactTable())
+    found = remarks(prepare_data(plan, tmp_path))
+    assert [text.split(" examples")[0] for text in found[:2]] == ["1 of 61 train", "1 train"]
+    assert found[2].startswith("3 of 3 valid texts also stand in train")
 
 
 @pytest.mark.parametrize(
