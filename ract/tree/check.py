@@ -122,14 +122,20 @@ def _rows(graph: Graph, threads: dict[str, int], seconds: dict[str, float]) -> l
 
 
 def _makespan(graph: Graph, seconds: dict[str, float], workers: int) -> float:
-    """Wall-clock time with *workers* processes: each node starts when its parents are there and a worker is free."""
-    free = [0.0] * workers
-    ended: dict[str, float] = {}
-    for node in sorted(graph, key=lambda n: n.name == graph.baseline):
-        ready = max((ended[p] for p in (*node.parents, *node.teachers)), default=0.0)
-        slot = min(range(workers), key=lambda w: max(free[w], ready))
-        free[slot] = ended[node.name] = max(free[slot], ready) + seconds[node.name]
-    return max(ended.values())
+    """Wall-clock time with *workers* processes, as a build schedules them: a node starts when its parents are there and
+    a worker is free, the baseline only when nothing else can.
+    """
+    now, ended, running = 0.0, set[str](), dict[str, float]()
+    waiting = [node.name for node in sorted(graph, key=lambda node: node.name == graph.baseline)]
+    while waiting or running:
+        for name in [n for n in waiting if ended.issuperset((*graph[n].parents, *graph[n].teachers))]:
+            if len(running) < workers:
+                running[name] = now + seconds[name]
+                waiting.remove(name)
+        first = min(running, key=lambda name: running[name])
+        now = running.pop(first)
+        ended.add(first)
+    return now
 
 
 def _single(graph: Graph) -> dict[str, Any]:
