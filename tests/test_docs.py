@@ -10,10 +10,44 @@ from pathlib import Path
 
 import pytest
 
+from tests import examples
 from tests.plans import plan_text, write_text_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+TASKS = {
+    "sentiment": """
+[data]
+task = "classification"
+train = ["reviews.jsonl"]
+label_names = { 0 = "negative", 1 = "positive" }
+max_tokens = 32
+""",
+    "translation": """
+[data]
+task = "translation"
+source_language = "en"
+target_language = "zh"
+train = ["pairs.en", "pairs.zh"]
+max_tokens = 48
+""",
+}
+TREE = """valid_fraction = 0.2
+test_fraction = 0.2
+[tokenizer]
+vocab_size = 400
+[train]
+batch_tokens = 256
+[compact]
+hidden_size = 32
+num_hidden_layers = 1
+train = { epochs = 1 }
+[[level]]
+method = "merge"
+members = 2
+branch = { epochs = 1, vary = ["seed"] }
+"""
 
 
 def commands(page: Path) -> list[str]:
@@ -46,10 +80,17 @@ def test_the_examples_are_plans() -> None:
 
 @pytest.mark.slow
 def test_every_command_of_the_guide_runs(tmp_path: Path) -> None:
-    """In the order of the page, with a pico plan in the place of the quickstart."""
+    """In the order of the page, with pico plans in the place of the examples."""
     (tmp_path / "examples").mkdir()
     corpus = write_text_corpus(tmp_path / "notes.txt", documents=2000)
     (tmp_path / "examples" / "quickstart.toml").write_text(plan_text(corpus), encoding="utf-8")
+    rows = [row | {"label": str(int(row["label"] == "good"))} for row in examples.reviews(200)]
+    examples.write_rows(tmp_path / "reviews.jsonl", rows)
+    (tmp_path / "reviews.txt").write_text("".join(row["text"] + "\n" for row in rows), encoding="utf-8")
+    for name, text in zip(("pairs.en", "pairs.zh"), zip(*examples.sentences(200), strict=True), strict=True):
+        (tmp_path / name).write_text("\n".join(text) + "\n", encoding="utf-8")
+    for name, data in TASKS.items():
+        (tmp_path / "examples" / f"{name}.toml").write_text(f'name = "{name}"\n{data}{TREE}', encoding="utf-8")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands(ROOT / "docs" / "guide.md"):
         done = subprocess.run(
