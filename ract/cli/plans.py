@@ -130,6 +130,7 @@ def build_command(
 ) -> None:
     """Run a plan's recursion; started again, it goes on where it stopped."""
     from ract.cli.progress import BuildDisplay
+    from ract.report.metrics import METRICS
     from ract.report.record import write_report
     from ract.tree.build import build
 
@@ -141,26 +142,40 @@ def build_command(
         print_json(record)
         return
     print_nodes(record)
-    final = run.final
+    for reference in record["references"]:
+        print(f"{reference['name']}: {METRICS[record['task']].show(reference['quality'])}")
     sample = next((s for s in record["samples"] if s["node"] == record["final"]), None)
     if sample:
         print(f"{sample['prompt']}{sample['text']}\n")
     print(f"Report: {run.path / 'report.html'}")
-    print(f'Try:    ract generate {final} "{sample["prompt"] if sample else "Once"}"')
+    verb, text = _TO_TRY[record["task"]]
+    print(f'Try:    ract {verb} {run.final} "{sample["prompt"] if sample else text}"')
+
+
+_TO_TRY = {
+    "language-modeling": ("generate", "Once"),
+    "classification": ("classify", "A text of yours."),
+    "translation": ("translate", "A text of yours."),
+}
 
 
 def print_nodes(record: dict[str, Any]) -> None:
     """The table that ends a build: every node and the baseline."""
+    from ract.report.metrics import COLUMNS, METRICS
+
+    metric, further = METRICS[record["task"]], COLUMNS[record["task"]]
+    further = () if record["task"] == "language-modeling" else further
     rows = [
         [
             node["name"], str(node["level"]), show_count(node["parameters"]), show_size(node["size_bytes"]),
             show_count(node["own_flops"]) if node["own_flops"] else "–", show_count(node["train_flops"]), _alpha(node),
-            f"{node['bits_per_byte']:.4f}",
+            metric.show(node["quality"]),
+            *(format(node["measures"][key], form) if key in node["measures"] else "–" for key, _, form in further),
         ]
         for node in record["nodes"]
     ]  # fmt: skip
-    columns = ["node", "level", "parameters", "size", "FLOPs", "FLOPs in all", "α", "bits/byte"]
-    print_table(columns, rows, left=["node", "α"])
+    columns = ["node", "level", "parameters", "size", "FLOPs", "FLOPs in all", "α", metric.short]
+    print_table([*columns, *(heading for _, heading, _ in further)], rows, left=["node", "α"])
 
 
 def _alpha(node: dict[str, Any]) -> str:

@@ -17,22 +17,26 @@ from ract.plan.quantities import show_count, show_size
 from ract.report.labels import Label, place_labels
 from ract.report.schema import NodeRecord, Record
 from ract.report.style import COLORS, axes_at, color_of, figure_style, marker_of, new_figure, save
+from ract.report.task_figures import confusion_figure, domains_figure
 from ract.report.tree_figure import tree_figure
 
 WIDE, NARROW = 7.2, 3.4  # inches
 _LABELLED_ONE_BY_ONE = 14
 _LOG_FROM = 20.0
+_TARGET = {"language-modeling": "token", "classification": "text", "translation": "token"}
 _ATTEMPTS, _GROWTH = 5, 1.25
 _LEFT, _BOTTOM, _RIGHT, _TOP, _BETWEEN = 0.6, 0.5, 0.22, 0.3, 0.3  # inches around axes
 
 
 def draw_all(record: Record, folder: Path) -> None:
-    """Write ``tree``, ``loss`` and ``quality`` as PNG and SVG into *folder*."""
+    """Write ``tree``, ``loss``, ``quality`` and what the task has beside them as PNG and SVG into *folder*."""
     with figure_style():
         for name, figure in (
             ("tree", tree_figure(record)),
             ("loss", loss_figure(record)),
             ("quality", quality_figure(record)),
+            *([("confusion", confusion_figure(record))] if record.confusion else []),
+            *([("domains", domains_figure(record))] if record.domains else []),
         ):
             for suffix in (".png", ".svg"):
                 save(figure, folder / f"{name}{suffix}")
@@ -44,7 +48,7 @@ def loss_figure(record: Record, width: float = WIDE) -> Figure:
 
 
 def quality_figure(record: Record, width: float = WIDE) -> Figure:
-    """Bits per byte of every node against its size and against FLOPs: beside each other, or stacked where narrow."""
+    """The task's metric of every node against its size and FLOPs: beside each other, or stacked where narrow."""
     return _roomy(lambda height: _draw_quality(record, width, height), 3.4 if width >= WIDE else 3.0)
 
 
@@ -73,7 +77,7 @@ def _draw_loss(record: Record, width: float, height: float) -> tuple[Figure, boo
     ends = {curve.node.name: (curve.flops[-1], curve.loss[-1]) for curve in curves}
     lines: list[np.ndarray] = []
     axes.set_xlabel("training FLOPs, with everything below")
-    _set_title(axes, "valid loss, nats per token")
+    _set_title(axes, f"valid loss, nats per {_TARGET[record.task]}")
     for curve in curves:
         (line,) = axes.plot(curve.flops, curve.loss, color=color_of(curve.node.method), linewidth=1.6)
         line.set(linestyle="--" if curve.node.name == record.baseline else "-")
@@ -107,37 +111,45 @@ def _draw_quality(record: Record, width: float, height: float) -> tuple[Figure, 
     high = height - _BOTTOM - _TOP
     left = axes_at(figure, _LEFT, _BOTTOM if beside else height + _BOTTOM, inner, high)
     right = axes_at(figure, _LEFT + inner + _BETWEEN if beside else _LEFT, _BOTTOM, inner, high)
-    complete = True
+    complete, metric, nodes = True, record.metric, record.measured
+    quality = {node.name: node.quality or 0.0 for node in nodes}
+    levels = [*quality.values(), *(reference.quality for reference in record.references)]
     for axes, label, values, show in (
-        (left, "size of the weights", [float(n.size_bytes) for n in record.nodes], show_size),
-        (right, "training FLOPs, with everything below", [n.train_flops for n in record.nodes], show_count),
+        (left, "size of the weights", [float(n.size_bytes) for n in nodes], show_size),
+        (right, "training FLOPs, with everything below", [n.train_flops for n in nodes], show_count),
     ):
         axes.set_xlabel(label)
-        _scatter(axes, record, values)
+        _scatter(axes, record, nodes, values)
         _set_scale(axes, "x", values, show, start_at_zero=True)
-        _set_scale(axes, "y", [n.bits_per_byte for n in record.nodes], lambda y: f"{y:g}")
+        _set_scale(axes, "y", levels, lambda y: format(y, metric.tick))
         if axes is left or not beside:
-            _set_title(axes, f"{record.split} bits per byte")
+            _set_title(axes, f"{record.split} {metric.label}")
         else:
             axes.tick_params(labelleft=False)
-        x_of = dict(zip((n.name for n in record.nodes), values, strict=True))
+        x_of = dict(zip((n.name for n in nodes), values, strict=True))
         labels = [
-            Label(text, x_of[node.name], node.bits_per_byte)
-            for text, node in _names(record.nodes, lambda n: n.bits_per_byte, width)
+            Label(text, x_of[node.name], quality[node.name])
+            for text, node in _names(nodes, lambda n: quality[n.name], width)
         ]
-        lines = [np.array([[x, n.bits_per_byte]]) for x, n in zip(values, record.nodes, strict=True)]
-        if record.baseline is not None:
-            level = record[record.baseline].bits_per_byte
-            lines.append(np.array([[axes.get_xlim()[0], level], [axes.get_xlim()[1], level]]))
+        lines = [np.array([[x, quality[n.name]]]) for x, n in zip(values, nodes, strict=True)]
+        begin, end = axes.get_xlim()
+        lines += [np.array([[begin, level], [end, level]]) for level in _levels(record)]
         complete &= _place(axes, labels, lines, width)
     return figure, complete
 
 
-def _scatter(axes: Axes, record: Record, values: Sequence[float]) -> None:
-    if record.baseline is not None:
-        axes.axhline(record[record.baseline].bits_per_byte, color=COLORS["baseline"], lw=0.8, ls=(0, (4, 3)), zorder=1)
-    for x, node in zip(values, record.nodes, strict=True):
-        (point,) = axes.plot(x, node.bits_per_byte, color=color_of(node.method), linestyle="none", zorder=3)
+def _levels(record: Record) -> list[float]:
+    """What every point is compared with: the baseline, then the references."""
+    baseline = record[record.baseline].quality if record.baseline is not None else None
+    return [*([baseline] if baseline is not None else []), *(reference.quality for reference in record.references)]
+
+
+def _scatter(axes: Axes, record: Record, nodes: Sequence[NodeRecord], values: Sequence[float]) -> None:
+    for number, level in enumerate(_levels(record)):
+        dashes = (4, 3) if number == 0 and record.baseline is not None else (1, 2)
+        axes.axhline(level, color=COLORS["baseline"], lw=0.8, ls=(0, dashes), zorder=1)
+    for x, node in zip(values, nodes, strict=True):
+        (point,) = axes.plot(x, node.quality or 0.0, color=color_of(node.method), linestyle="none", zorder=3)
         point.set(marker=marker_of(node.method), markersize=7.0 if node.name == record.final else 5.0)
         point.set(markeredgecolor=COLORS["surface"], markeredgewidth=0.5)
 

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 
 from ract.plan.quantities import show_count, show_size, show_time
 from ract.report.figures import NARROW, loss_figure, quality_figure
+from ract.report.metrics import COLUMNS
 from ract.report.schema import NodeRecord, Record
 from ract.report.style import COLORS, as_svg, figure_style
+from ract.report.task_figures import confusion_figure, domains_figure
 from ract.report.tree_figure import FINAL, tree_figure
 
 _DARK = {
@@ -36,7 +38,13 @@ _EQUAL = 5e-4  # a relative difference that is not worth calling one
 def render(record: Record) -> str:
     """The report as the text of an HTML file; whatever the record holds is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"count": show_count, "size": show_size, "time": show_time, "percent": percent}
+    environment.filters |= {
+        "count": show_count,
+        "size": show_size,
+        "time": show_time,
+        "percent": percent,
+        "formatted": format,
+    }
     template = environment.from_string(files("ract.report").joinpath("template.html").read_text(encoding="utf-8"))
     with figure_style():
         tree = tree_figure(record)
@@ -46,6 +54,8 @@ def render(record: Record) -> str:
             "loss_narrow": inline_svg(loss_figure(record, NARROW), "loss-narrow"),
             "quality": inline_svg(quality_figure(record), "quality"),
             "quality_narrow": inline_svg(quality_figure(record, NARROW), "quality-narrow"),
+            "confusion": inline_svg(confusion_figure(record), "confusion") if record.confusion else "",
+            "domains": inline_svg(domains_figure(record), "domains") if record.domains else "",
         }
     return template.render(
         record=record,
@@ -58,41 +68,75 @@ def render(record: Record) -> str:
         alphas=[_alpha(record, node) for node in record.tree if node.weights and len(node.parents) > 1],
         samples=_samples(record),
         commands=commands(record),
+        metric=record.metric,
+        columns=COLUMNS[record.task],
         has_curves=any(node.history for node in record.nodes),
     )
 
 
 def verdict(record: Record) -> Iterator[str]:
-    """What the run came to, in sentences: the final node against the baseline and against its leaves."""
-    final = record[record.final]
-    yield (
-        f"The final node, {final.name}, needs {final.bits_per_byte:.4f} bits per byte of {record.split} text, "
-        f"after {show_count(final.train_flops)} training FLOPs in all."
-    )
-    if record.baseline is not None:
-        baseline = record[record.baseline]
+    """What the run came to, in sentences: the final node against the baseline, its leaves and the references."""
+    final, metric = record[record.final], record.metric
+    assert final.quality is not None
+    if metric.higher_is_better:
         yield (
-            f"{_compared(final, baseline)} the baseline, one model of {show_count(baseline.parameters)} parameters "
-            f"(the final node has {show_count(final.parameters)}) trained from scratch ({_at(baseline)})"
-            f"{': here the single model is the better one.' if final.bits_per_byte > baseline.bits_per_byte else '.'}"
+            f"The final node, {final.name}, reaches {metric.show(final.quality)} {metric.label} on {record.examples:,} "
+            f"{record.split} examples, after {show_count(final.train_flops)} training FLOPs in all."
         )
-    leaves = [leaf for leaf in record.leaves if leaf.name != final.name]
+    else:
+        yield (
+            f"The final node, {final.name}, needs {metric.show(final.quality)} {metric.label} of {record.split} text, "
+            f"after {show_count(final.train_flops)} training FLOPs in all."
+        )
+    baseline = record[record.baseline] if record.baseline is not None else None
+    if baseline is not None and baseline.quality is not None:
+        worse = metric.is_better(baseline.quality, final.quality)
+        yield (
+            f"{_compared(record, final, baseline)} the baseline, one model of {show_count(baseline.parameters)} parameters "
+            f"(the final node has {show_count(final.parameters)}) trained from {_beginning(record, baseline)} "
+            f"({_at(record, baseline)}){': here the single model is the better one.' if worse else '.'}"
+        )
+    leaves = [leaf for leaf in record.leaves if leaf.name != final.name and leaf.quality is not None]
     if leaves:
-        best = min(leaves, key=lambda leaf: leaf.bits_per_byte)
-        which = "its leaf" if len(leaves) == 1 else f"the best of its {len(leaves)} leaves, {best.name}"
-        yield f"{_compared(final, best)} {which} ({_at(best)})."
+        best = metric.best([leaf.quality or 0.0 for leaf in leaves])
+        leaf = next(leaf for leaf in leaves if leaf.quality == best)
+        which = "its leaf" if len(leaves) == 1 else f"the best of its {len(leaves)} leaves, {leaf.name}"
+        yield f"{_compared(record, final, leaf)} {which} ({_at(record, leaf)})."
+    for reference in record.references:
+        worse = metric.is_better(reference.quality, final.quality)
+        shown = metric.show(reference.quality)
+        yield (
+            f"{reference.name}, which needs no transformer at all, reaches {shown} on the same examples"
+            f"{': it is the better one here.' if worse else '.'}"
+        )
     yield "This is one build with one seed; only builds with other seeds tell how much of a difference is chance."
 
 
-def _compared(final: NodeRecord, other: NodeRecord) -> str:
-    change = final.bits_per_byte / other.bits_per_byte - 1
+def _beginning(record: Record, baseline: NodeRecord) -> str:
+    """What the baseline's training went on from."""
+    if not baseline.parents:
+        return "scratch"
+    return (
+        "the same checkpoint" if record[baseline.parents[0]].method == "base" else "masked-LM pre-training of its own"
+    )
+
+
+def _compared(record: Record, final: NodeRecord, other: NodeRecord) -> str:
+    ours, theirs = final.quality or 0.0, other.quality or 0.0
+    if record.metric.higher_is_better:
+        change = record.metric.against(ours, theirs)
+        if abs(change) < _EQUAL:
+            return "It is as good as"
+        points = f"{abs(change):.2f} BLEU" if record.metric.key == "bleu" else f"{100 * abs(change):.1f} points"
+        return f"It is {points} {'above' if change > 0 else 'below'}"
+    change = ours / theirs - 1
     if abs(change) < _EQUAL:
         return "It needs as many bits as"
     return f"It needs {abs(change):.1%} {'fewer' if change < 0 else 'more'} bits than"
 
 
-def _at(node: NodeRecord) -> str:
-    return f"{node.bits_per_byte:.4f} bits per byte after {show_count(node.train_flops)} FLOPs"
+def _at(record: Record, node: NodeRecord) -> str:
+    return f"{record.metric.show(node.quality)} {record.metric.label} after {show_count(node.train_flops)} FLOPs"
 
 
 def percent(value: float | None) -> str:
@@ -104,8 +148,21 @@ def commands(record: Record) -> list[tuple[str, str]]:
     """What to try next, as (sentence, command); to be run in the folder that holds the report."""
     final = record[record.final]
     prompts = [sample.prompt for sample in record.samples if "\n" not in sample.prompt] or ["Once"]
+    model = shlex.quote(final.path)
+    if record.task == "classification":
+        return [
+            ("Let the final node classify a text of yours", f"ract classify {model} 'A TEXT OF YOURS'"),
+            ("Classify the lines of a file", f"ract classify {model} --file FILE"),
+            ("See what is in it and where it comes from", f"ract inspect {model}"),
+        ]
+    if record.task == "translation":
+        return [
+            ("Let the final node translate a text of yours", f"ract translate {model} 'A TEXT OF YOURS'"),
+            ("Translate the lines of a file", f"ract translate {model} --file FILE"),
+            ("See what is in it and where it comes from", f"ract inspect {model}"),
+        ]
     compared = [final, *([record[record.baseline]] if record.baseline else [])]
-    model, models = shlex.quote(final.path), shlex.join(node.path for node in compared)
+    models = shlex.join(node.path for node in compared)
     return [
         ("Let the final node go on with a text of yours", f"ract generate {model} {shlex.quote(prompts[0])}"),
         ("Measure it on a text of yours", f"ract evaluate {models} --data FILE"),

@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ract import __version__
-from ract.checkpoint.directory import publish, write_text
+from ract.checkpoint.directory import publish, read_json, write_text
 from ract.checkpoint.lineage import Lineage, content_hash, read_lineage
 from ract.errors import BadInput, RactError, disk_errors, needs_extra
+from ract.report.metrics import COLUMNS, METRICS, Metric
 from ract.report.samples import find_corpus, samples_of
 from ract.report.schema import (
     FILE_NAME,
+    ClassRecord,
     CorpusRecord,
     NodeRecord,
     Point,
     Record,
+    Reference,
     Sample,
     Sampling,
+    Translated,
     WeightsSearch,
     read_record,
 )
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 HTML_NAME = "report.html"
 FIGURES = "figures"
+REFERENCES = "references.json"
 
 
 def write_report(run: Run, samples: bool = True) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def write_report(run: Run, samples: bool = True) -> dict[str, Any]:
     Raises RactError when a node's directory has no lineage with measures.
     """
     record = describe(run)
-    if samples:
+    if samples and record.task == "language-modeling":
         made = samples_of(run, record, _earlier_samples(run.path, record.sampling))
         record = record.model_copy(update={"samples": made})
     value = record.model_dump(mode="json")
@@ -68,24 +73,35 @@ def redraw(run_dir: Path) -> Path:
 
 def describe(run: Run) -> Record:
     """The record of *run* without samples."""
-    graph = run.graph
+    graph, task = run.graph, run.plan.data.task
+    metric = METRICS[task]
     lineages = {node.name: _lineage(run.directories[node.name]) for node in graph}
     own = {name: _own_flops(graph, name, lineage) for name, lineage in lineages.items()}
     spent = {name: math.fsum(own[n] for n in graph.ancestry(name)) for name in own}
     names = _names_by_content(run)
-    baseline = lineages[graph.baseline].metrics_after["bits_per_byte"] if graph.baseline else None
+    baseline = lineages[graph.baseline].metrics_after.get(metric.key) if graph.baseline else None
     nodes = [
         _node(run, node.name, lineages[node.name], own[node.name], spent[node.name], names, baseline) for node in graph
     ]
     final = lineages[graph.final].metrics_after
+    if metric.key not in final:
+        raise RactError(f"{run.final} has no lineage with its measures", "Delete it and run ract build again")
     return Record(
         name=run.plan.name,
         ract=__version__,
         final=graph.final,
         baseline=graph.baseline,
+        task=task,
         split=final["split"],
-        scored_bytes=final["bytes"],
-        corpus=_corpus(run),
+        scored_bytes=final.get("bytes", 0),
+        examples=final.get("examples", 0),
+        domains=list(final.get("by_domain", {})),
+        references=_references(run, metric),
+        confusion=final.get("confusion", []),
+        classes=[ClassRecord(**one) for one in final.get("per_class", [])],
+        translations=[Translated(**one) for one in final.get("outputs", [])],
+        signature=final.get("bleu_signature", ""),
+        corpus=_corpus(run) if task == "language-modeling" else None,
         plan=(run.path / "plan.toml").read_text(encoding="utf-8"),
         nodes=nodes,
     )
@@ -100,8 +116,9 @@ def _node(
     names: dict[str, str],
     baseline: float | None,
 ) -> NodeRecord:
-    node, found = run.graph[name], lineage.metrics_after
-    compared = baseline is not None and name != run.graph.baseline
+    node, found, metric = run.graph[name], lineage.metrics_after, METRICS[run.plan.data.task]
+    quality = found.get(metric.key)
+    other = None if name == run.graph.baseline else baseline
     return NodeRecord(
         name=name,
         key=lineage.node,
@@ -114,9 +131,9 @@ def _node(
         train_flops=train_flops,
         tokens=lineage.cost.tokens,
         seconds=lineage.cost.seconds,
-        bits_per_byte=found["bits_per_byte"],
-        nats_per_token=found["nats_per_token"],
-        perplexity=found["perplexity"] if math.isfinite(found["perplexity"]) else None,
+        quality=quality,
+        measures=_measures(found, run.plan.data.task),
+        by_domain={domain: one[metric.key] for domain, one in found.get("by_domain", {}).items()},
         parents=list(node.parents),
         teachers=list(node.teachers),
         weights=lineage.weights,
@@ -124,13 +141,37 @@ def _node(
         weights_search=WeightsSearch(**found["weights"]) if "weights" in found else None,
         history=[Point(**row) for row in found.get("history", [])],
         stopped_early=found.get("stopped_early", False),
-        vs_baseline=found["bits_per_byte"] / baseline - 1 if compared and baseline else None,
+        vs_baseline=metric.against(quality, other) if quality is not None and other else None,
     )
+
+
+def _measures(found: dict[str, Any], task: str) -> dict[str, float]:
+    """The further figures of a node that are finite numbers."""
+    wanted = (found.get(key) for key, _, _ in COLUMNS[task])
+    keys = [key for key, _, _ in COLUMNS[task]]
+    return {k: float(v) for k, v in zip(keys, wanted, strict=True) if v is not None and math.isfinite(v)}
+
+
+def _references(run: Run, metric: Metric) -> list[Reference]:
+    file = run.path / REFERENCES
+    if not file.is_file():
+        return []
+    found = {name: one for name, one in read_json(file).items() if isinstance(one, dict) and metric.key in one}
+    return [
+        Reference(
+            name=name,
+            quality=one[metric.key],
+            measures=_measures(one, run.plan.data.task),
+            by_domain={domain: part[metric.key] for domain, part in one.get("by_domain", {}).items()},
+            note=one.get("chosen", ""),
+        )
+        for name, one in found.items()
+    ]
 
 
 def _lineage(directory: Path) -> Lineage:
     lineage = read_lineage(directory)
-    if lineage is None or "bits_per_byte" not in lineage.metrics_after:
+    if lineage is None:
         raise RactError(f"{directory} has no lineage with its measures", "Delete it and run ract build again")
     return lineage
 

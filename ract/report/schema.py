@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ract.errors import BadInput
+from ract.report.metrics import METRICS, Metric
 
 FILE_NAME = "report.json"
 FORMAT = 1
@@ -51,8 +53,9 @@ class NodeRecord(Strict):
 
     *size_bytes* counts the weight files. *own_flops*, *tokens* and *seconds* are what making it took; *train_flops*
     counts everything below it too, each node once. *weights* is α, one number per parent or per copy, by tensor group
-    where it differs by group; *leaves* maps names to effective coefficients where merges are nested. *vs_baseline*
-    is its bits per byte relative to the baseline's, minus 1: below 0 it is the better one.
+    where it differs by group; *leaves* maps names to effective coefficients where merges are nested. *quality* is the
+    task's metric on held-out data (None where the node does not do the task yet), *measures* what else was measured,
+    *by_domain* the metric in each domain. *vs_baseline*: see :meth:`ract.report.metrics.Metric.against`.
     """
 
     name: str
@@ -66,9 +69,9 @@ class NodeRecord(Strict):
     train_flops: float
     tokens: int
     seconds: float
-    bits_per_byte: float
-    nats_per_token: float
-    perplexity: float | None
+    quality: float | None = None
+    measures: dict[str, float] = {}
+    by_domain: dict[str, float] = {}
     parents: list[str]
     teachers: list[str] = []
     weights: Weights | None = None
@@ -77,6 +80,17 @@ class NodeRecord(Strict):
     history: list[Point] = []
     stopped_early: bool = False
     vs_baseline: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_format_1(cls, value: Any) -> Any:
+        """Records of before there were tasks: their quality is bits per byte."""
+        if not isinstance(value, dict) or "bits_per_byte" not in value:
+            return value
+        given = dict(value)
+        measures = {key: given.pop(key, None) for key in ("nats_per_token", "perplexity")}
+        kept = {key: number for key, number in measures.items() if number is not None}
+        return {"quality": given.pop("bits_per_byte"), "measures": kept, **given}
 
     @model_validator(mode="after")
     def _consistent(self) -> NodeRecord:
@@ -109,6 +123,34 @@ class Sampling(Strict):
     seed: int = 0
 
 
+class Translated(Strict):
+    """One sentence of the held-out data as the final node translates it."""
+
+    source: str
+    reference: str
+    output: str
+
+
+class ClassRecord(Strict):
+    """How well the final node knows one class."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class Reference(Strict):
+    """Something that is no node of the run but was measured on the same data: TF-IDF with logistic regression."""
+
+    name: str
+    quality: float
+    measures: dict[str, float] = {}
+    by_domain: dict[str, float] = {}
+    note: str = ""
+
+
 class CorpusRecord(Strict):
     """The size of the text, per split (train, valid, test)."""
 
@@ -121,7 +163,8 @@ class CorpusRecord(Strict):
 class Record(Strict):
     """A whole run. *nodes* lists parents before children and the baseline last; *split* is what they were measured on.
 
-    *scored_bytes* of that split were scored: the same for every node.
+    *scored_bytes* of that split were scored, or *examples*: the same for every node. *confusion* (rows: true classes)
+    and *classes* are the final classifier's, *translations* the final translator's, *signature* says how BLEU was made.
     """
 
     format: int = Field(default=FORMAT, ge=FORMAT, le=FORMAT)
@@ -129,8 +172,16 @@ class Record(Strict):
     ract: str
     final: str
     baseline: str | None = None
+    task: Literal["language-modeling", "classification", "translation"] = "language-modeling"
     split: str
-    scored_bytes: int
+    scored_bytes: int = 0
+    examples: int = 0
+    domains: list[str] = []
+    references: list[Reference] = []
+    confusion: list[list[int]] = []
+    classes: list[ClassRecord] = []
+    translations: list[Translated] = []
+    signature: str = ""
     corpus: CorpusRecord | None = None
     plan: str
     nodes: list[NodeRecord] = Field(min_length=1)
@@ -153,14 +204,25 @@ class Record(Strict):
         return next(node for node in self.nodes if node.name == name)
 
     @property
+    def metric(self) -> Metric:
+        """What the task is judged by."""
+        return METRICS[self.task]
+
+    @property
+    def measured(self) -> list[NodeRecord]:
+        """The nodes that do the task."""
+        return [node for node in self.nodes if node.quality is not None]
+
+    @property
     def tree(self) -> list[NodeRecord]:
         """Every node but the baseline."""
         return [node for node in self.nodes if node.name != self.baseline]
 
     @property
     def leaves(self) -> list[NodeRecord]:
-        """The nodes of the tree that have no parents."""
-        return [node for node in self.tree if not node.parents]
+        """The compact models that do the task and were not made from others that do: the bottom of the tree."""
+        able = {node.name for node in self.measured}
+        return [node for node in self.tree if node.name in able and not able.intersection(node.parents)]
 
 
 def read_record(run: Path) -> Record:

@@ -28,14 +28,16 @@ COLORS = {
     "heal": "#d55e00",
     "baseline": "#6f6f78",
 }
-MARKERS = {"leaf": "o", "branch": "^", "merge": "D", "stack": "s", "upcycle": "p", "ensemble": "h", "heal": "v"}
+MARKERS = {"leaf": "o", "branch": "^", "merge": "D", "stack": "s", "upcycle": "p", "ensemble": "h", "heal": "v",
+           "base": "*", "pretrain": "8", "distill": "P"}  # fmt: skip
+_LIKE = {"base": "leaf", "pretrain": "leaf", "distill": "heal"}
 _MOST_PIXELS = 30_000  # of a side of a PNG; the figure of a very wide tree gets coarser
 _CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei", "SimHei")
 
 
 def color_of(method: str) -> str:
     """The colour of a node's method; the ways to aggregate share one."""
-    return COLORS.get(method, COLORS["aggregate"])
+    return COLORS.get(_LIKE.get(method, method), COLORS["aggregate"])
 
 
 def marker_of(method: str) -> str:

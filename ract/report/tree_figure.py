@@ -25,7 +25,7 @@ _FACTS = 3  # lines below the name
 
 def tree_figure(record: Record) -> Figure:
     """Draw the tree; the figure is as large as its boxes need."""
-    lines = {node.name: _lines(node) for node in record.nodes}
+    lines = {node.name: _lines(record, node) for node in record.nodes}
     box_width = max(_text_widths(lines.values())) + 2 * _PAD + _BAR
     height_of = {name: len(text) * _LINE + 2 * _PAD for name, text in lines.items()}
     box_height = max(height_of.values())
@@ -66,13 +66,22 @@ def edge_label(node: NodeRecord, index: int) -> str:
     return f"α {low}" if low == high else f"α {low}–{high}"
 
 
-def _lines(node: NodeRecord) -> list[str]:
+def _lines(record: Record, node: NodeRecord) -> list[str]:
     return [
         *textwrap.wrap(node.name, _NAME_CHARACTERS),
         f"{node.method}, {show_size(node.size_bytes)}",
         f"{show_count(node.parameters)} parameters",
-        f"{node.bits_per_byte:.3f} bits/byte",
+        _quality(record, node),
     ]
+
+
+def _quality(record: Record, node: NodeRecord) -> str:
+    """The node's metric; what a node that does not do the task yet has instead."""
+    if node.quality is not None:
+        form = ".3f" if record.task == "language-modeling" else record.metric.form
+        return f"{format(node.quality, form)} {record.metric.short}"
+    losses = [point.valid_loss for point in node.history if point.valid_loss is not None]
+    return f"{losses[-1]:.3f} nats/token" if losses else "not measured"
 
 
 def _text_widths(texts: Iterable[list[str]]) -> list[float]:
