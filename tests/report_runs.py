@@ -11,6 +11,7 @@ from ract.checkpoint.lineage import Cost, Lineage, Parent, content_hash
 from ract.plan.derive import build_graph
 from ract.plan.graph import Graph, Node
 from ract.plan.schema import load_plan
+from ract.plan.shapes import model_settings
 from ract.report.record import describe
 from ract.report.schema import Record
 from ract.tree.build import Run
@@ -61,7 +62,7 @@ def synthetic_run(folder: Path, levels: str = SMALL, *, extra: str = "", better_
     plan_file.write_text(HEAD + levels + extra, encoding="utf-8")
     plan = load_plan(plan_file)
     graph = build_graph(plan, 100_000)
-    keys = node_keys(graph, DIGEST, plan.compact.max_position_embeddings)
+    keys = node_keys(graph, DIGEST, model_settings(plan))
     run = Run(folder, plan, graph, {node.name: node_directory(folder, node.name, keys[node.name]) for node in graph})
     draw = random.Random(0)
     loss: dict[str, float] = {}

@@ -90,7 +90,7 @@ def test_the_tree_has_a_box_per_node_and_nothing_overlaps(records: dict[str, Rec
                 assert inside[0].x0 <= box.x0 and box.x1 <= inside[0].x1, words
         words = " ".join(text.get_text() for text in axes.texts)
         for node in record.nodes:
-            assert f"{node.bits_per_byte:.3f} bits/byte" in words
+            assert f"{node.quality:.3f} bits/byte" in words
 
 
 def test_parents_stand_below_and_the_baseline_beside_the_final_node(records: dict[str, Record]) -> None:
@@ -158,7 +158,7 @@ def test_every_node_is_a_point_against_size_and_against_flops(records: dict[str,
         size, flops = quality_figure(record).axes
     for axes, values in ((size, "size_bytes"), (flops, "train_flops")):
         points = [tuple(np.concatenate(line.get_data())) for line in axes.lines if line.get_linestyle() == "None"]
-        assert points == [(getattr(node, values), node.bits_per_byte) for node in record.nodes]
+        assert points == [(getattr(node, values), node.quality) for node in record.nodes]
 
 
 def test_a_label_without_room_is_said_and_left_out() -> None:

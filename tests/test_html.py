@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ract.report.html import _DARK, commands, percent, render, verdict
+from ract.report.html import _DARK, commands, render, verdict
 from ract.report.record import describe
 from ract.report.schema import NodeRecord, Record, Sample
 from ract.report.style import COLORS
@@ -108,7 +108,7 @@ def test_it_is_english_fits_a_phone_and_knows_the_dark(html: str) -> None:
 
 def test_every_node_has_its_row_in_order(html: str, record: Record) -> None:
     rows = re.findall(r'<th scope="row"><span class="dot".*?></span>(.*?)</th>\s*<td>(.*?)</td>', html, flags=re.S)
-    assert rows == [(node.name, f"{node.bits_per_byte:.4f}") for node in record.nodes]
+    assert rows == [(node.name, f"{node.quality:.4f}") for node in record.nodes]
 
 
 def test_the_verdict_names_figures_and_flops_whoever_wins(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_the_verdict_names_figures_and_flops_whoever_wins(tmp_path: Path) -> Non
     for record in (won, lost):
         first, against_baseline, against_leaf, caution = verdict(record)
         final, baseline = record[record.final], record["baseline"]
-        assert f"{final.bits_per_byte:.4f}" in first and f"{baseline.bits_per_byte:.4f}" in against_baseline
-        difference = abs(final.bits_per_byte / baseline.bits_per_byte - 1)
+        assert f"{final.quality:.4f}" in first and f"{baseline.quality:.4f}" in against_baseline
+        difference = abs(final.quality / baseline.quality - 1)
         assert f"{difference:.1%}" in against_baseline and "FLOPs" in against_baseline
         assert "fewer bits than its leaf" in against_leaf and "one seed" in caution
     assert "fewer bits than the baseline" in list(verdict(won))[1]
@@ -129,11 +129,11 @@ def test_the_verdict_names_figures_and_flops_whoever_wins(tmp_path: Path) -> Non
 def test_a_tie_is_called_one_and_several_leaves_are_compared_by_the_best(tmp_path: Path) -> None:
     record = describe(synthetic_run(tmp_path / "run", SIXTEEN_LEAVES))
     final = record[record.final]
-    tied = record["baseline"].model_copy(update={"bits_per_byte": final.bits_per_byte * 1.0001})
+    tied = record["baseline"].model_copy(update={"quality": final.quality * 1.0001})
     record = record.model_copy(update={"nodes": [*record.tree, tied]})
     _, against_baseline, against_leaves, _ = verdict(record)
     assert against_baseline.startswith("It needs as many bits as the baseline")
-    best = min(record.leaves, key=lambda leaf: leaf.bits_per_byte)
+    best = min(record.leaves, key=lambda leaf: leaf.quality)
     assert f"the best of its 16 leaves, {best.name} " in against_leaves
 
 
@@ -152,7 +152,7 @@ def test_shares_by_group_and_the_search_for_them_are_tabled(record: Record) -> N
 
 def test_a_report_without_baseline_samples_history_or_corpus_is_whole(tmp_path: Path) -> None:
     leaf = synthetic_record(tmp_path / "run", "")
-    bare = leaf.nodes[0].model_copy(update={"history": [], "perplexity": None})
+    bare = leaf.nodes[0].model_copy(update={"history": [], "measures": {}})
     page = Page(render(leaf.model_copy(update={"nodes": [bare], "corpus": None})))
     assert not page.open and "baseline" not in page.text and "Loss against compute" not in page.text
     assert "ract generate nodes/leaf-" in page.text
@@ -163,10 +163,6 @@ def test_commands_quote_the_prompt(record: Record) -> None:
     assert shown[0][1] == f"ract generate {record['level-2-heal'].path} once"
     quoted = record.model_copy(update={"samples": [record.samples[0].model_copy(update={"prompt": "it's $HOME"})]})
     assert commands(quoted)[0][1].endswith("""'it'"'"'s $HOME'""")
-
-
-def test_percentages_are_signed() -> None:
-    assert (percent(-0.0123), percent(0.05), percent(None)) == ("−1.2%", "+5.0%", "–")
 
 
 def test_the_template_goes_into_the_wheel() -> None:

@@ -78,7 +78,7 @@ def test_weights_their_search_and_the_comparison_with_the_baseline_are_recorded(
     assert merge.weights_search is not None and merge.weights_search.loss < merge.weights_search.loss_uniform
     assert baseline.vs_baseline is None
     for node in record.tree:
-        assert node.vs_baseline == pytest.approx(node.bits_per_byte / baseline.bits_per_byte - 1)
+        assert node.vs_baseline == pytest.approx(node.quality / baseline.quality - 1)
 
 
 def test_the_corpus_is_the_one_that_the_nodes_were_made_from(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_what_is_returned_is_what_is_written_and_drawing_again_needs_the_record_
     run = synthetic_run(tmp_path / "run")
     record = write_report(run, samples=False)
     assert json.loads((run.path / "report.json").read_text(encoding="utf-8")) == record
-    assert set(record["nodes"][0]) >= {"name", "level", "method", "path", "parameters", "train_flops", "bits_per_byte"}
+    assert set(record["nodes"][0]) >= {"name", "level", "method", "path", "parameters", "train_flops", "quality"}
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "report.json").write_bytes((run.path / "report.json").read_bytes())
@@ -195,7 +195,7 @@ def damaged(value: dict, what: str) -> str | bytes:
     if what == "an unknown final node":
         value["final"] = "nobody"
     if what == "not a number":
-        value["nodes"][0]["bits_per_byte"] = float("nan")
+        value["nodes"][0]["quality"] = float("nan")
     if what == "a weight too many":
         next(n for n in value["nodes"] if n["method"] == "merge")["weights"].append(0.1)
     return json.dumps(value)

@@ -42,7 +42,6 @@ def render(record: Record) -> str:
         "count": show_count,
         "size": show_size,
         "time": show_time,
-        "percent": percent,
         "formatted": format,
     }
     template = environment.from_string(files("ract.report").joinpath("template.html").read_text(encoding="utf-8"))
@@ -92,9 +91,9 @@ def verdict(record: Record) -> Iterator[str]:
     if baseline is not None and baseline.quality is not None:
         worse = metric.is_better(baseline.quality, final.quality)
         yield (
-            f"{_compared(record, final, baseline)} the baseline, one model of {show_count(baseline.parameters)} parameters "
-            f"(the final node has {show_count(final.parameters)}) trained from {_beginning(record, baseline)} "
-            f"({_at(record, baseline)}){': here the single model is the better one.' if worse else '.'}"
+            f"{_compared(record, final, baseline)} the baseline, one model of {show_count(baseline.parameters)} "
+            f"parameters (the final node has {show_count(final.parameters)}) trained from "
+            f"{_beginning(record, baseline)} ({_at(record, baseline)}){': here the single model is the better one.' if worse else '.'}"
         )
     leaves = [leaf for leaf in record.leaves if leaf.name != final.name and leaf.quality is not None]
     if leaves:
@@ -137,11 +136,6 @@ def _compared(record: Record, final: NodeRecord, other: NodeRecord) -> str:
 
 def _at(record: Record, node: NodeRecord) -> str:
     return f"{record.metric.show(node.quality)} {record.metric.label} after {show_count(node.train_flops)} FLOPs"
-
-
-def percent(value: float | None) -> str:
-    """A signed percentage; an en dash for None."""
-    return "–" if value is None else f"{value:+.1%}".replace("-", "−")
 
 
 def commands(record: Record) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ def confusion_figure(record: Record) -> Figure:
 
 
 def domains_figure(record: Record) -> Figure:
-    """The metric of every model that does the task (and of the references) in every domain; each column shaded apart."""
+    """The metric of every model that does the task, and of the references, by domain; each column shaded apart."""
     rows = [(node.name, node.by_domain) for node in record.measured]
     rows += [(reference.name, reference.by_domain) for reference in record.references]
     rows = [(name, values) for name, values in rows if set(record.domains) <= set(values)]
@@ -72,6 +72,7 @@ def _name(axes: Axes, rows: Sequence[str], columns: Sequence[str], across: str, 
     axes.set_xticks(np.arange(len(columns)) + 0.5, [_short(name) for name in columns])
     axes.set_yticks(np.arange(len(rows)) + 0.5, [_short(name) for name in rows])
     axes.tick_params(length=0, labelsize=8)
+    axes.grid(visible=False)
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     for side in ("left", "bottom"):

@@ -29,7 +29,7 @@ def tree_figure(record: Record) -> Figure:
     box_width = max(_text_widths(lines.values())) + 2 * _PAD + _BAR
     height_of = {name: len(text) * _LINE + 2 * _PAD for name, text in lines.items()}
     box_height = max(height_of.values())
-    place = tree_layout({node.name: node.parents for node in record.tree})
+    place = tree_layout({node.name: [*node.parents, *taught_by(node)] for node in record.tree})
     if record.baseline is not None:
         column, row = place[record.final]
         place[record.baseline] = (column + 1.15, row)
@@ -53,6 +53,11 @@ def tree_figure(record: Record) -> Figure:
         _draw_box(axes, record, node, lines[node.name], centre[node.name], box_width, height_of[node.name])
     _draw_levels(axes, record, {name: place[name][1] for name in place}, box_height, width)
     return figure
+
+
+def taught_by(node: NodeRecord) -> list[str]:
+    """The nodes that a student stands on without being made of their weights."""
+    return node.teachers if node.method == "distill" else []
 
 
 def edge_label(node: NodeRecord, index: int) -> str:
@@ -131,11 +136,11 @@ def _draw_edges(
     axes: Axes, node: NodeRecord, centre: dict[str, tuple[float, float]], height_of: dict[str, float]
 ) -> None:
     x, y = centre[node.name]
-    for index, parent in enumerate(node.parents):
+    labels = [(parent, edge_label(node, index), "-") for index, parent in enumerate(node.parents)]
+    for parent, label, style in [*labels, *((teacher, "teaches", "--") for teacher in taught_by(node))]:
         from_x, from_y = centre[parent]
-        begin = from_y + height_of[parent] / 2
-        axes.plot([from_x, x], [begin, y - height_of[node.name] / 2], color=COLORS["muted"], linewidth=0.9, zorder=0)
-        label = edge_label(node, index)
+        begin, end = from_y + height_of[parent] / 2, y - height_of[node.name] / 2
+        axes.plot([from_x, x], [begin, end], color=COLORS["muted"], linewidth=0.9, linestyle=style, zorder=0)
         if label:
             axes.text(
                 from_x,
