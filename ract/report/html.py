@@ -93,7 +93,8 @@ def verdict(record: Record) -> Iterator[str]:
         yield (
             f"{_compared(record, final, baseline)} the baseline, one model of {show_count(baseline.parameters)} "
             f"parameters (the final node has {show_count(final.parameters)}) trained from "
-            f"{_beginning(record, baseline)} ({_at(record, baseline)}){': here the single model is the better one.' if worse else '.'}"
+            f"{_beginning(record, baseline)} ({_at(record, baseline)})"
+            f"{': here the single model is the better one.' if worse else '.'}"
         )
     leaves = [leaf for leaf in record.leaves if leaf.name != final.name and leaf.quality is not None]
     if leaves:
