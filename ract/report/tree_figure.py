@@ -48,7 +48,10 @@ def tree_figure(record: Record) -> Figure:
         for name, (column, row) in place.items()
     }
     for node in record.nodes:
-        _draw_edges(axes, node, centre, height_of)
+        # A long line down to where training began would run behind boxes and seem to join them: it is left out.
+        began = {p for p in node.parents if record[p].method in ("pretrain", "base")}
+        far = {p for p in began if place[node.name][1] - place[p][1] > 1}
+        _draw_edges(axes, node, centre, height_of, far)
     for node in record.nodes:
         _draw_box(axes, record, node, lines[node.name], centre[node.name], box_width, height_of[node.name])
     _draw_levels(axes, record, {name: place[name][1] for name in place}, box_height, width)
@@ -133,10 +136,14 @@ def _draw_box(
 
 
 def _draw_edges(
-    axes: Axes, node: NodeRecord, centre: dict[str, tuple[float, float]], height_of: dict[str, float]
+    axes: Axes,
+    node: NodeRecord,
+    centre: dict[str, tuple[float, float]],
+    height_of: dict[str, float],
+    left_out: set[str],
 ) -> None:
     x, y = centre[node.name]
-    labels = [(parent, edge_label(node, index), "-") for index, parent in enumerate(node.parents)]
+    labels = [(p, edge_label(node, index), "-") for index, p in enumerate(node.parents) if p not in left_out]
     for parent, label, style in [*labels, *((teacher, "teaches", "--") for teacher in taught_by(node))]:
         from_x, from_y = centre[parent]
         begin, end = from_y + height_of[parent] / 2, y - height_of[node.name] / 2
