@@ -15,6 +15,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from ract.plan.quantities import show_count, show_size
 from ract.report.labels import Label, place_labels
+from ract.report.metrics import LOSS_OF
 from ract.report.schema import NodeRecord, Record
 from ract.report.style import COLORS, axes_at, color_of, figure_style, marker_of, new_figure, save
 from ract.report.task_figures import confusion_figure, domains_figure
@@ -23,7 +24,6 @@ from ract.report.tree_figure import tree_figure
 WIDE, NARROW = 7.2, 3.4  # inches
 _LABELLED_ONE_BY_ONE = 14
 _LOG_FROM = 20.0
-_TARGET = {"language-modeling": "token", "classification": "text", "translation": "token"}
 _ATTEMPTS, _GROWTH = 5, 1.25
 _LEFT, _BOTTOM, _RIGHT, _TOP, _BETWEEN = 0.6, 0.5, 0.22, 0.3, 0.3  # inches around axes
 
@@ -62,6 +62,8 @@ class _Curve:
 def _curves(record: Record) -> list[_Curve]:
     found = []
     for node in record.nodes:
+        if node.method == "pretrain":  # its loss, of masked tokens, is none of the task's
+            continue
         points = [(p.tokens, p.valid_loss) for p in node.history if p.valid_loss is not None]
         if points and node.tokens:
             below = node.train_flops - node.own_flops
@@ -77,7 +79,7 @@ def _draw_loss(record: Record, width: float, height: float) -> tuple[Figure, boo
     ends = {curve.node.name: (curve.flops[-1], curve.loss[-1]) for curve in curves}
     lines: list[np.ndarray] = []
     axes.set_xlabel("training FLOPs, with everything below")
-    _set_title(axes, f"valid loss, nats per {_TARGET[record.task]}")
+    _set_title(axes, f"valid loss, nats per {LOSS_OF[record.task]}")
     for curve in curves:
         (line,) = axes.plot(curve.flops, curve.loss, color=color_of(curve.node.method), linewidth=1.6)
         line.set(linestyle="--" if curve.node.name == record.baseline else "-")
@@ -133,7 +135,7 @@ def _draw_quality(record: Record, width: float, height: float) -> tuple[Figure, 
         ]
         lines = [np.array([[x, quality[n.name]]]) for x, n in zip(values, nodes, strict=True)]
         begin, end = axes.get_xlim()
-        lines += [np.array([[begin, level], [end, level]]) for level in _levels(record)]
+        lines += [np.array([[begin, level], [end, level]]) for level in _levels(record)[:1]]
         complete &= _place(axes, labels, lines, width)
     return figure, complete
 

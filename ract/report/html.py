@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from ract.plan.quantities import show_count, show_size, show_time
 from ract.report.figures import NARROW, loss_figure, quality_figure
-from ract.report.metrics import COLUMNS
+from ract.report.metrics import COLUMNS, LOSS_OF
 from ract.report.schema import NodeRecord, Record
-from ract.report.style import COLORS, as_svg, figure_style
+from ract.report.style import COLORS, as_svg, color_name, figure_style
 from ract.report.task_figures import confusion_figure, domains_figure
 from ract.report.tree_figure import FINAL, tree_figure
 
@@ -43,6 +43,7 @@ def render(record: Record) -> str:
         "size": show_size,
         "time": show_time,
         "formatted": format,
+        "colour": color_name,
     }
     template = environment.from_string(files("ract.report").joinpath("template.html").read_text(encoding="utf-8"))
     with figure_style():
@@ -69,6 +70,7 @@ def render(record: Record) -> str:
         commands=commands(record),
         metric=record.metric,
         columns=COLUMNS[record.task],
+        target=LOSS_OF[record.task],
         has_curves=any(node.history for node in record.nodes),
     )
 
@@ -116,9 +118,11 @@ def _beginning(record: Record, baseline: NodeRecord) -> str:
     """What the baseline's training went on from."""
     if not baseline.parents:
         return "scratch"
-    return (
-        "the same checkpoint" if record[baseline.parents[0]].method == "base" else "masked-LM pre-training of its own"
-    )
+    start = record[baseline.parents[0]]
+    if start.method == "base":
+        return "the same checkpoint"
+    shared = any(start.name in node.parents for node in record.tree)
+    return "the same pre-training" if shared else "pre-training of its own"
 
 
 def _compared(record: Record, final: NodeRecord, other: NodeRecord) -> str:

@@ -48,6 +48,7 @@ METRICS = {
     "classification": Metric("accuracy", "accuracy", "accuracy", ".2%", higher_is_better=True, tick=".1%"),
     "translation": Metric("bleu", "BLEU", "BLEU", ".2f", higher_is_better=True),
 }
+LOSS_OF = {"language-modeling": "token", "classification": "text", "translation": "token"}
 # What else a node's row shows: (key, heading, format).
 COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "language-modeling": (("nats_per_token", "nats/token", ".4f"), ("perplexity", "perplexity", ".1f")),

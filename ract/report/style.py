@@ -37,7 +37,13 @@ _CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "Pi
 
 def color_of(method: str) -> str:
     """The colour of a node's method; the ways to aggregate share one."""
-    return COLORS.get(_LIKE.get(method, method), COLORS["aggregate"])
+    return COLORS[color_name(method)]
+
+
+def color_name(method: str) -> str:
+    """The name of that colour in :data:`COLORS`."""
+    name = _LIKE.get(method, method)
+    return name if name in COLORS else "aggregate"
 
 
 def marker_of(method: str) -> str:
