@@ -15,6 +15,7 @@ from ract.checkpoint.live import load_model
 from ract.errors import BadInput
 from ract.plan.schema import CompactTable, Plan
 from ract.plan.tables import DataTable, TokenizerTable
+from ract.report.record import write_report
 from ract.tree.build import Run, build
 from ract.tree.check import check
 from ract.tree.data import prepare_data, remarks
@@ -209,6 +210,30 @@ branch = {{ epochs = 1, vary = ["seed"] }}
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
     assert content_hash(build(plan, tmp_path / "run", workers=1).final) != before  # another checkpoint, another tree
+
+
+def test_the_report_of_a_classifier_shows_where_it_errs_and_every_domain(reviews: Run) -> None:
+    record = write_report(reviews)
+    final = next(node for node in record["nodes"] if node["name"] == record["final"])
+    assert record["task"] == "classification" and record["domains"] == ["one", "two"]
+    assert sum(map(sum, record["confusion"])) == record["examples"]
+    assert sum(row[i] for i, row in enumerate(record["confusion"])) / record["examples"] == final["quality"]
+    assert [one["label"] for one in record["classes"]] == ["bad", "good"]
+    assert record["references"][0]["name"].startswith("TF-IDF") and set(final["by_domain"]) == {"one", "two"}
+    page = (reviews.path / "report.html").read_text(encoding="utf-8")
+    for text in ("Where it errs", "By domain", "TF-IDF + logistic regression", f"{final['quality']:.2%} accuracy"):
+        assert text in page
+    assert {p.stem for p in (reviews.path / "figures").iterdir()} == {"tree", "loss", "quality", "confusion", "domains"}
+
+
+def test_the_report_of_a_translator_shows_twenty_translations(pairs: Run) -> None:
+    record = write_report(pairs)
+    assert record["task"] == "translation" and len(record["translations"]) == 20
+    page = (pairs.path / "report.html").read_text(encoding="utf-8")
+    assert record["signature"] in page.replace("&#43;", "+") and "teaches" in page
+    assert all(one["reference"] in page for one in record["translations"])
+    student = next(node for node in record["nodes"] if node["method"] == "distill")
+    assert student["teachers"] == ["level-1-ensemble"]
 
 
 def test_what_is_cut_left_out_or_doubled_is_said(tmp_path: Path) -> None:
