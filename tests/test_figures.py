@@ -170,6 +170,22 @@ def test_a_label_without_room_is_said_and_left_out() -> None:
         assert place_labels(axes, [Label("ok", 0.5, 0.5)], size=8, color="k", line_color="k") and len(axes.texts) == 1
 
 
+def test_a_label_whose_place_an_earlier_one_took_goes_first() -> None:
+    """Where metrics are equal, as accuracies of few texts often are, the given order leaves no place for the last."""
+    levels = [0.861, 0.876, 0.861, 0.878, 0.872, 0.878]
+    names = ["leaf", "level-1-branch-1", "level-1-branch-2", "level-1-ensemble", "level-2-distill", "baseline"]
+    flops = [0.53, 0.66, 0.66, 0.80, 1.24, 1.04]
+    with figure_style():
+        axes = axes_at(new_figure(3.2, 2.6), 0, 0, 3.2, 2.6)
+        axes.set(xlim=(0, 1.38), ylim=(0.854, 0.926))
+        axes.axis("off")
+        labels = [Label(*one) for one in zip(names, flops, levels, strict=True)]
+        line = np.array([[0, 0.878], [1.38, 0.878]])
+        assert place_labels(axes, labels, lines=[line], size=8, color="k", line_color="k")
+        assert [text.get_text() for text in axes.texts] == names
+        assert_readable(axes.figure)
+
+
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=20).map(sorted), st.floats(0.1, 3))
 def test_spread_keeps_order_and_gaps_and_moves_nothing_that_fits(wanted: list[float], gap: float) -> None:
     found = np.array(spread(wanted, gap))

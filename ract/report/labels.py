@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -51,19 +51,49 @@ def place_labels(
     drawn = [axes.transData.transform(line) for line in lines]
     markers = np.concatenate([points, *(line for line in drawn if len(line) == 1)])
     taken = np.concatenate([markers, *map(_sampled, drawn)])
-    space = _Space(axes.get_window_extent(), taken, markers, scale)
-    complete = True
-    for label, point in zip(labels, points, strict=True):
-        artist = axes.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size)
-        artist.set(color=color, ha="center", va="center", linespacing=1.05)
-        ends = _put(artist, point, space, scale)
-        if ends is None:
+    artists = [_written(axes, label, size, color) for label in labels]
+    extents = [artist.get_window_extent() for artist in artists]
+    halves = [np.array([extent.width, extent.height]) / 2 for extent in extents]
+    places = _places(points, halves, lambda: _Space(axes.get_window_extent(), taken, markers, scale), scale)
+    for artist, place, point in zip(artists, places, points, strict=True):
+        if place is None:
             artist.remove()
-            complete = False
-        elif len(ends):
-            line = axes.transData.inverted().transform(ends)
+            continue
+        artist.set_position(tuple((place.centre - point) / scale))
+        if len(place.leader):
+            line = axes.transData.inverted().transform(place.leader)
             axes.plot(*line.T, color=line_color, linewidth=0.6, zorder=1, scalex=False, scaley=False)
-    return complete
+    return None not in places
+
+
+def _written(axes: Axes, label: Label, size: float, color: str) -> Annotation:
+    artist = axes.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size)
+    artist.set(color=color, ha="center", va="center", linespacing=1.05)
+    return artist
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The middle of a label and the ends of the line that joins it to its point (none where it is near), in pixels."""
+
+    centre: Pixels
+    leader: Pixels
+
+
+def _places(points: Pixels, halves: Sequence[Pixels], empty: Callable[[], _Space], scale: float) -> list[_Place | None]:
+    """A place for every label, in the given order; a label that finds none is tried again before all others."""
+    order = list(range(len(points)))
+    best: dict[int, _Place | None] = {}
+    for _ in points:
+        space = empty()
+        found = {index: _put(points[index], halves[index], space, scale) for index in order}
+        failed = [index for index in order if found[index] is None]
+        if not best or len(failed) < list(best.values()).count(None):
+            best = found
+        if not failed:
+            break
+        order = [*failed, *(index for index in order if index not in failed)]
+    return [best[index] for index in range(len(points))]
 
 
 class _Space:
@@ -99,10 +129,8 @@ class _Space:
         self.taken = np.concatenate([self.taken, leader])
 
 
-def _put(artist: Annotation, point: Pixels, space: _Space, scale: float) -> Pixels | None:
-    """Move *artist* to the first free place; the ends of the line that joins it to *point*, or None without a place."""
-    extent = artist.get_window_extent()
-    half = np.array([extent.width, extent.height]) / 2
+def _put(point: Pixels, half: Pixels, space: _Space, scale: float) -> _Place | None:
+    """The first free place for a label of *half* its size at *point*, which it takes; None without one."""
     for distance in _DISTANCES:
         for across, up in (*_SIDES, *_SLID, *_STEEP):
             direction = np.array([math.trunc(across), np.sign(up)])
@@ -115,8 +143,7 @@ def _put(artist: Annotation, point: Pixels, space: _Space, scale: float) -> Pixe
             box = (low[0], low[1], high[0], high[1])
             if space.is_free(box, leader):
                 space.take(box, leader)
-                artist.set_position(tuple((centre - point) / scale))
-                return np.array([nearest, point]) if joined else np.empty((0, 2))
+                return _Place(centre, np.array([nearest, point]) if joined else np.empty((0, 2)))
     return None
 
 
