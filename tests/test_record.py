@@ -156,11 +156,11 @@ def test_default_prompts_begin_as_test_documents_do(tmp_path: Path, monkeypatch:
     corpus = prepare(
         CorpusSpec(train=(str(text),), document="paragraph"), tmp_path / "data", vocab_size=300, block_size=64
     )
-    monkeypatch.setattr(samples_module, "find_corpus", lambda run: corpus.path)
+    monkeypatch.setattr(samples_module, "find_data", lambda run: corpus.path)
     found = samples_module.default_prompts(synthetic_run(tmp_path / "run"))
     lines = text.read_text(encoding="utf-8").splitlines()
     assert len(found) == 2 and all(any(line.startswith(prompt) for line in lines) for prompt in found)
-    monkeypatch.setattr(samples_module, "find_corpus", lambda run: None)
+    monkeypatch.setattr(samples_module, "find_data", lambda run: None)
     assert samples_module.default_prompts(synthetic_run(tmp_path / "other")) == [""]
 
 

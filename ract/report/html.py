@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ract.plan.quantities import show_count, show_size, show_time
 from ract.report.figures import NARROW, loss_figure, quality_figure
-from ract.report.metrics import COLUMNS, LOSS_OF
+from ract.report.metrics import COLUMNS, FAILURES, LOSS_OF
 from ract.report.schema import NodeRecord, Record
 from ract.report.style import COLORS, as_svg, color_name, figure_style
 from ract.report.task_figures import confusion_figure, domains_figure
@@ -32,7 +32,6 @@ _DARK = {
     "heal": "#f08a45",
     "baseline": "#a3a3ad",
 }
-_EQUAL = 5e-4  # a relative difference that is not worth calling one
 
 
 def render(record: Record) -> str:
@@ -71,6 +70,7 @@ def render(record: Record) -> str:
         metric=record.metric,
         columns=COLUMNS[record.task],
         target=LOSS_OF[record.task],
+        failures=FAILURES,
         has_curves=any(node.history for node in record.nodes),
     )
 
@@ -98,7 +98,8 @@ def verdict(record: Record) -> Iterator[str]:
             f"{_beginning(record, baseline)} ({_at(record, baseline)})"
             f"{': here the single model is the better one.' if worse else '.'}"
         )
-    leaves = [leaf for leaf in record.leaves if leaf.name != final.name and leaf.quality is not None]
+    yield from _against_branches(record, final)
+    leaves = [leaf for leaf in record.leaves if leaf.name != final.name and leaf.method != "base"]
     if leaves:
         best = metric.best([leaf.quality or 0.0 for leaf in leaves])
         leaf = next(leaf for leaf in leaves if leaf.quality == best)
@@ -114,6 +115,20 @@ def verdict(record: Record) -> Iterator[str]:
     yield "This is one build with one seed; only builds with other seeds tell how much of a difference is chance."
 
 
+def _against_branches(record: Record, final: NodeRecord) -> Iterator[str]:
+    """Where branches were trained on a domain each: how good they are there on average, and the final node."""
+    own = [(node.by_domain[node.domain], final.by_domain[node.domain]) for node in record.tree
+           if node.method == "branch" and node.domain in node.by_domain and node.domain in final.by_domain]  # fmt: skip
+    if not own:
+        return
+    theirs, ours = (sum(values) / len(own) for values in zip(*own, strict=True))
+    better = "" if record.metric.is_better(ours, theirs) else ": here the specialists are better"
+    yield (
+        f"The {len(own)} branches reach {record.metric.show(theirs)} on average, each on its own domain; the final node "
+        f"{record.metric.show(ours)} on the same{better}."
+    )
+
+
 def _beginning(record: Record, baseline: NodeRecord) -> str:
     """What the baseline's training went on from."""
     if not baseline.parents:
@@ -127,16 +142,15 @@ def _beginning(record: Record, baseline: NodeRecord) -> str:
 
 def _compared(record: Record, final: NodeRecord, other: NodeRecord) -> str:
     ours, theirs = final.quality or 0.0, other.quality or 0.0
-    if record.metric.higher_is_better:
-        change = record.metric.against(ours, theirs)
-        if abs(change) < _EQUAL:
-            return "It is as good as"
-        points = f"{abs(change):.2f} BLEU" if record.metric.key == "bleu" else f"{100 * abs(change):.1f} points"
-        return f"It is {points} {'above' if change > 0 else 'below'}"
-    change = ours / theirs - 1
-    if abs(change) < _EQUAL:
-        return "It needs as many bits as"
-    return f"It needs {abs(change):.1%} {'fewer' if change < 0 else 'more'} bits than"
+    change = record.metric.against(ours, theirs)
+    if not record.metric.higher_is_better:
+        if record.metric.is_tie(change):
+            return "It needs as many bits as"
+        return f"It needs {abs(change):.1%} {'fewer' if change < 0 else 'more'} bits than"
+    if record.metric.is_tie(change):
+        return "It is as good as"
+    unit = " BLEU" if record.metric.key == "bleu" else ""
+    return f"It is {record.metric.show_size_of(change)}{unit} {'above' if change > 0 else 'below'}"
 
 
 def _at(record: Record, node: NodeRecord) -> str:

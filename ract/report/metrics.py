@@ -39,8 +39,18 @@ class Metric:
         """The result of :meth:`against` as text with its sign."""
         if difference is None:
             return "–"
-        text = f"{difference:+.2f}" if self.key == "bleu" else f"{difference:+.1%}"
-        return text.replace("-", "−") + (" points" if self.key == "accuracy" else "")
+        sign = "+" if difference >= 0 else "−"
+        return sign + self.show_size_of(difference)
+
+    def show_size_of(self, difference: float) -> str:
+        """The result of :meth:`against` without its sign, in its unit."""
+        if self.key == "accuracy":
+            return f"{100 * abs(difference):.1f} points"
+        return f"{abs(difference):.2f}" if self.higher_is_better else f"{abs(difference):.1%}"
+
+    def is_tie(self, difference: float) -> bool:
+        """Whether the result of :meth:`against` is less than is shown."""
+        return abs(difference) < (0.005 if self.key == "bleu" else 5e-4)
 
 
 METRICS = {
@@ -49,6 +59,13 @@ METRICS = {
     "translation": Metric("bleu", "BLEU", "BLEU", ".2f", higher_is_better=True),
 }
 LOSS_OF = {"language-modeling": "token", "classification": "text", "translation": "token"}
+# The ways in which translations go wrong, as they are counted and as they are called.
+FAILURES = {
+    "empty": "empty",
+    "copies": "copies of their source",
+    "too_long": "cut at the limit",
+    "repeated": "ending in a loop",
+}
 # What else a node's row shows: (key, heading, format).
 COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "language-modeling": (("nats_per_token", "nats/token", ".4f"), ("perplexity", "perplexity", ".1f")),

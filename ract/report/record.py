@@ -11,8 +11,8 @@ from ract import __version__
 from ract.checkpoint.directory import publish, read_json, write_text
 from ract.checkpoint.lineage import Lineage, content_hash, read_lineage
 from ract.errors import BadInput, RactError, disk_errors, needs_extra
-from ract.report.metrics import COLUMNS, METRICS, Metric
-from ract.report.samples import find_corpus, samples_of
+from ract.report.metrics import COLUMNS, FAILURES, METRICS, Metric
+from ract.report.samples import find_data, samples_of
 from ract.report.schema import (
     FILE_NAME,
     ClassRecord,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 HTML_NAME = "report.html"
 FIGURES = "figures"
 REFERENCES = "references.json"
+_USES = {"train": "train on", "valid": "choose by", "test": "measure on"}
 
 
 def write_report(run: Run, samples: bool = True) -> dict[str, Any]:
@@ -100,7 +101,9 @@ def describe(run: Run) -> Record:
         confusion=final.get("confusion", []),
         classes=[ClassRecord(**one) for one in final.get("per_class", [])],
         translations=[Translated(**one) for one in final.get("outputs", [])],
-        signature=final.get("bleu_signature", ""),
+        signature="; ".join(final[key] for key in ("bleu_signature", "chrf_signature") if key in final),
+        failures={key: int(final[key]) for key in FAILURES if key in final},
+        data=_data(run) if task != "language-modeling" else "",
         corpus=_corpus(run) if task == "language-modeling" else None,
         plan=(run.path / "plan.toml").read_text(encoding="utf-8"),
         nodes=nodes,
@@ -134,6 +137,7 @@ def _node(
         quality=quality,
         measures=_measures(found, run.plan.data.task),
         by_domain={domain: one[metric.key] for domain, one in found.get("by_domain", {}).items()},
+        domain=node.train.domain if node.train else "",
         parents=list(node.parents),
         teachers=list(node.teachers),
         weights=lineage.weights,
@@ -141,8 +145,23 @@ def _node(
         weights_search=WeightsSearch(**found["weights"]) if "weights" in found else None,
         history=[Point(**row) for row in found.get("history", [])],
         stopped_early=found.get("stopped_early", False),
-        vs_baseline=metric.against(quality, other) if quality is not None and other else None,
+        vs_baseline=metric.against(quality, other) if quality is not None and other is not None else None,
     )
+
+
+def _data(run: Run) -> str:
+    """The examples in a sentence: how many in each split, and what is to be known of them."""
+    folder = next(
+        iter(sorted((run.path / "data").glob("examples-*"), key=lambda p: p.stat().st_mtime, reverse=True)), None
+    )
+    if folder is None:
+        return ""
+    from ract.data.examples import open_examples
+    from ract.tree.data import remarks_on
+
+    data = open_examples(folder)
+    counts = ", ".join(f"{data.count(split):,} to {use}" for split, use in _USES.items() if data.count(split))
+    return ". ".join([f"Examples: {counts}", *remarks_on(data)]) + "."
 
 
 def _measures(found: dict[str, Any], task: str) -> dict[str, float]:
@@ -194,7 +213,7 @@ def _names_by_content(run: Run) -> dict[str, str]:
 
 
 def _corpus(run: Run) -> CorpusRecord | None:
-    folder = find_corpus(run)
+    folder = find_data(run)
     if folder is None:
         return None
     record = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))

@@ -45,7 +45,7 @@ def sampled_nodes(record: Record) -> list[str]:
 
 def default_prompts(run: Run) -> list[str]:
     """The first words of two documents of the test split; an empty prompt (a new text) where there is no corpus."""
-    folder = find_corpus(run)
+    folder = find_data(run)
     if folder is None:
         return [""]
     import numpy as np
@@ -67,13 +67,15 @@ def default_prompts(run: Run) -> list[str]:
     return found or [""]
 
 
-def find_corpus(run: Run) -> Path | None:
-    """The prepared corpus that the nodes of *run* were made from, or None where it has been deleted.
+def find_data(run: Run) -> Path | None:
+    """The prepared data that the nodes of *run* were made from, or None where it has been deleted.
 
     A run whose plan was edited may hold several; the right one is that whose digest gives the nodes their names.
     """
     final = read_lineage(run.final)
-    for file in sorted((run.path / "data").glob("*/corpus.json")):
+    for file in sorted((run.path / "data").glob("*/*.json")):
+        if file.name not in ("corpus.json", "examples.json"):
+            continue
         digest = json.loads(file.read_text(encoding="utf-8")).get("digest", "")
         keys = node_keys(run.graph, digest, model_settings(run.plan))
         if final is not None and final.node == keys[run.graph.final]:

@@ -55,7 +55,7 @@ class NodeRecord(Strict):
     counts everything below it too, each node once. *weights* is α, one number per parent or per copy, by tensor group
     where it differs by group; *leaves* maps names to effective coefficients where merges are nested. *quality* is the
     task's metric on held-out data (None where the node does not do the task yet), *measures* what else was measured,
-    *by_domain* the metric in each domain. *vs_baseline*: see :meth:`ract.report.metrics.Metric.against`.
+    *by_domain* the metric in each domain, *domain* the one whose examples a branch was trained on. *vs_baseline*: see :meth:`ract.report.metrics.Metric.against`.
     """
 
     name: str
@@ -72,6 +72,7 @@ class NodeRecord(Strict):
     quality: float | None = None
     measures: dict[str, float] = {}
     by_domain: dict[str, float] = {}
+    domain: str = ""
     parents: list[str]
     teachers: list[str] = []
     weights: Weights | None = None
@@ -182,6 +183,8 @@ class Record(Strict):
     classes: list[ClassRecord] = []
     translations: list[Translated] = []
     signature: str = ""
+    failures: dict[str, int] = {}
+    data: str = ""
     corpus: CorpusRecord | None = None
     plan: str
     nodes: list[NodeRecord] = Field(min_length=1)

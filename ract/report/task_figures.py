@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from ract.report.schema import Record
 from ract.report.style import COLORS, axes_at, new_figure
 
-_CELL, _LEFT, _TOP, _EDGE = 0.62, 1.6, 0.75, 0.25  # inches
+_CELL, _LEFT, _TOP, _EDGE = 0.62, 2.1, 0.75, 0.25  # inches
 _MOST_WRITTEN = 20  # numbers in cells of a matrix with more rows could not be read
-_CHARACTERS = 18
+_CHARACTERS = 28
 
 
 def confusion_figure(record: Record) -> Figure:
@@ -32,13 +32,13 @@ def domains_figure(record: Record) -> Figure:
     rows += [(reference.name, reference.by_domain) for reference in record.references]
     rows = [(name, values) for name, values in rows if set(record.domains) <= set(values)]
     table = np.array([[values[domain] for domain in record.domains] for _, values in rows])
-    low, high = table.min(0), table.max(0)
-    shades = (table - low) / np.where(high > low, high - low, 1)
+    low, high = np.median(table, axis=0) - (table.max(0) - np.median(table, axis=0)), table.max(0)
+    shades = np.clip((table - low) / np.where(high > low, high - low, 1), 0, 1)  # one bad row does not take the range
     if not record.metric.higher_is_better:
         shades = 1 - shades
     written = [[record.metric.show(value) for value in row] for row in table]
     names = [name for name, _ in rows]
-    return _matrix(0.85 * shades, written, names, record.domains, "domain", "model")
+    return _matrix(shades, written, names, record.domains, "domain", "model")
 
 
 def _matrix(
@@ -58,10 +58,10 @@ def _matrix(
     axes.set(xlim=(0, count[1]), ylim=(count[0], 0))
     for i, row in enumerate(shades):
         for j, shade in enumerate(row):
-            axes.fill([j, j + 1, j + 1, j], [i, i, i + 1, i + 1], color=COLORS["leaf"], alpha=float(shade), lw=0)
+            # No darker than ink can be read on, in light and in dark.
+            axes.fill([j, j + 1, j + 1, j], [i, i, i + 1, i + 1], color=COLORS["leaf"], alpha=0.6 * float(shade), lw=0)
             if max(count) <= _MOST_WRITTEN:
-                ink = COLORS["surface"] if shade > 0.6 else COLORS["ink"]
-                axes.text(j + 0.5, i + 0.5, written[i][j], ha="center", va="center", color=ink, fontsize=8)
+                axes.text(j + 0.5, i + 0.5, written[i][j], ha="center", va="center", color=COLORS["ink"], fontsize=8)
     _name(axes, rows, columns, across, down)
     return figure
 

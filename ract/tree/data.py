@@ -72,9 +72,11 @@ def prepare_data(plan: Plan, run: Path, progress: Progress | None = None) -> Pre
 
 def remarks(prepared: Prepared) -> list[str]:
     """What a user should know of their examples: how many were cut, left out, or stand in two splits."""
-    data = prepared.data
-    if isinstance(data, Corpus):
-        return []
+    return [] if isinstance(prepared.data, Corpus) else remarks_on(prepared.data)
+
+
+def remarks_on(data: Examples) -> list[str]:
+    """See :func:`remarks`."""
     found = []
     for split in ("train", "valid", "test"):
         count = data.count(split)
