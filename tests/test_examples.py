@@ -138,3 +138,13 @@ def test_a_class_unseen_in_training_names_its_line(tmp_path: Path) -> None:
     spec = ExampleSpec("classification", train=(train,), valid=(valid,))
     with pytest.raises(BadInput, match=r'valid.jsonl line 4: the class "odd" does not occur.*bad, good'):
         prepare_examples(spec, tmp_path, vocab_size=300)
+
+
+def test_classes_are_numbered_as_their_labels_whatever_they_are_called(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": str(i % 11)} for i in range(200)]
+    source = examples.write_rows(tmp_path / "a.jsonl", rows)
+    names = {str(i): f"class {chr(ord('z') - i)}" for i in range(11)}  # the names sort the other way round
+    found = prepare_examples(
+        ExampleSpec("classification", train=(source,), label_names=names), tmp_path, vocab_size=300
+    )
+    assert found.labels == tuple(names[str(i)] for i in range(11))

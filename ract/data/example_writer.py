@@ -134,8 +134,11 @@ def _labels(spec: ExampleSpec) -> tuple[str, ...]:
             f'{first[unseen[0]]}: the class "{unseen[0]}" does not occur in the train split',
             f"Known: {', '.join(sorted(names)[:20])}",
         )
-    numbers = all(name.removeprefix("-").isdecimal() for name in names)
-    return tuple(sorted(names, key=int) if numbers else sorted(names))
+    # In the order of the labels in the data, whatever they are called: a label 1 is class 1 of the model.
+    given = {called: label for label, called in spec.label_names.items()}
+    labels = [given.get(name, name) for name in names]
+    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
+    return tuple(sorted(names, key=lambda name: (int(given.get(name, name)) if numbers else 0, given.get(name, name))))
 
 
 class _Writer:

@@ -123,7 +123,7 @@ def _draw_quality(record: Record, width: float, height: float) -> tuple[Figure, 
         axes.set_xlabel(label)
         _scatter(axes, record, nodes, values)
         _set_scale(axes, "x", values, show, start_at_zero=True)
-        _set_scale(axes, "y", levels, lambda y: format(y, metric.tick))
+        _set_scale(axes, "y", levels, lambda y: format(y, metric.tick), linear=metric.higher_is_better)
         if axes is left or not beside:
             _set_title(axes, f"{record.split} {metric.label}")
         else:
@@ -135,7 +135,9 @@ def _draw_quality(record: Record, width: float, height: float) -> tuple[Figure, 
         ]
         lines = [np.array([[x, quality[n.name]]]) for x, n in zip(values, nodes, strict=True)]
         begin, end = axes.get_xlim()
-        lines += [np.array([[begin, level], [end, level]]) for level in _levels(record)[:1]]
+        lines += [np.array([[begin, level], [end, level]]) for level in _levels(record)]
+        if axes is left:
+            labels += [Label(_wrapper(width).fill(r.name), begin, r.quality) for r in record.references]
         complete &= _place(axes, labels, lines, width)
     return figure, complete
 
@@ -160,7 +162,7 @@ def _names(
     nodes: Sequence[NodeRecord], height: Callable[[NodeRecord], float], width: float
 ) -> list[tuple[str, NodeRecord]]:
     """Labels and the nodes they stand at: every node its own; in a large tree one for those of a kind and level."""
-    wrap = TextWrapper(24 if width >= WIDE else 18)
+    wrap = _wrapper(width)
     if len(nodes) <= _LABELLED_ONE_BY_ONE:
         return [(wrap.fill(node.name), node) for node in nodes]
     kinds: dict[tuple[int, str], list[NodeRecord]] = {}
@@ -172,6 +174,10 @@ def _names(
         alone = len(members) == 1
         found.append((wrap.fill(middle.name) if alone else f"{len(members)} × {method},\nlevel {level}", middle))
     return found
+
+
+def _wrapper(width: float) -> TextWrapper:
+    return TextWrapper(24 if width >= WIDE else 18)
 
 
 def _place(axes: Axes, labels: list[Label], lines: Sequence[np.ndarray], width: float) -> bool:
@@ -186,13 +192,19 @@ def _set_title(axes: Axes, text: str) -> None:
 
 
 def _set_scale(
-    axes: Axes, which: str, values: Sequence[float], show: Callable[[float], str], *, start_at_zero: bool = False
+    axes: Axes,
+    which: str,
+    values: Sequence[float],
+    show: Callable[[float], str],
+    *,
+    start_at_zero: bool = False,
+    linear: bool = False,
 ) -> None:
-    """Final limits with some room around *values*; logarithmic where they span more than 20-fold."""
+    """Final limits with some room around *values*; logarithmic where they span more than 20-fold and not *linear*."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     axis = axes.xaxis if which == "x" else axes.yaxis
     set_limits = axes.set_xlim if which == "x" else axes.set_ylim
-    if low > 0 and high / low > _LOG_FROM:
+    if low > 0 and high / low > _LOG_FROM and not linear:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
         room = (high / low) ** 0.08
         set_limits(low / room, high * room)

@@ -124,8 +124,8 @@ def _against_branches(record: Record, final: NodeRecord) -> Iterator[str]:
     theirs, ours = (sum(values) / len(own) for values in zip(*own, strict=True))
     better = "" if record.metric.is_better(ours, theirs) else ": here the specialists are better"
     yield (
-        f"The {len(own)} branches reach {record.metric.show(theirs)} on average, each on its own domain; the final node "
-        f"{record.metric.show(ours)} on the same{better}."
+        f"The {len(own)} branches reach {record.metric.show(theirs)} on average, each on its own domain; "
+        f"the final node {record.metric.show(ours)} on the same{better}."
     )
 
 

@@ -55,7 +55,8 @@ class NodeRecord(Strict):
     counts everything below it too, each node once. *weights* is α, one number per parent or per copy, by tensor group
     where it differs by group; *leaves* maps names to effective coefficients where merges are nested. *quality* is the
     task's metric on held-out data (None where the node does not do the task yet), *measures* what else was measured,
-    *by_domain* the metric in each domain, *domain* the one whose examples a branch was trained on. *vs_baseline*: see :meth:`ract.report.metrics.Metric.against`.
+    *by_domain* the metric in each domain, *domain* the one whose examples a branch was trained on. *vs_baseline*: see
+    :meth:`ract.report.metrics.Metric.against`.
     """
 
     name: str
