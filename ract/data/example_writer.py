@@ -136,9 +136,10 @@ def _labels(spec: ExampleSpec) -> tuple[str, ...]:
         )
     # In the order of the labels in the data, whatever they are called: a label 1 is class 1 of the model.
     given = {called: label for label, called in spec.label_names.items()}
-    labels = [given.get(name, name) for name in names]
-    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
-    return tuple(sorted(names, key=lambda name: (int(given.get(name, name)) if numbers else 0, given.get(name, name))))
+    label_of = {name: given.get(name, name) for name in names}
+    if all(label.removeprefix("-").isdecimal() for label in label_of.values()):
+        return tuple(sorted(names, key=lambda name: int(label_of[name])))
+    return tuple(sorted(names, key=lambda name: label_of[name]))
 
 
 class _Writer:
