@@ -88,7 +88,9 @@ def synthetic_run(folder: Path, levels: str = SMALL, *, extra: str = "", better_
     folder.mkdir(parents=True, exist_ok=True)
     plan_file = folder / "plan.toml"
     plan_file.write_text(HEAD + levels + extra, encoding="utf-8")
-    return _made_up(folder, DataSize(100_000), better_baseline)
+    run = _made_up(folder, DataSize(100_000), better_baseline)
+    write_corpus(run)
+    return run
 
 
 def task_run(folder: Path, task: str, levels: str = DISTILLED, *, domains: bool = False) -> Run:
@@ -128,7 +130,6 @@ def _made_up(folder: Path, size: DataSize, better_baseline: bool = False) -> Run
         }
         loss[node.name] = below + change.get(node.method, -0.1) + draw.gauss(0, 0.02)
         write_node(run, node, keys[node.name], loss[node.name])
-    write_corpus(run)
     return run
 
 

@@ -91,7 +91,7 @@ def verdict(record: Record) -> Iterator[str]:
         )
     baseline = record[record.baseline] if record.baseline is not None else None
     if baseline is not None and baseline.quality is not None:
-        worse = metric.is_better(baseline.quality, final.quality)
+        worse = metric.is_clearly_better(baseline.quality, final.quality)
         yield (
             f"{_compared(record, final, baseline)} the baseline, one model of {show_count(baseline.parameters)} "
             f"parameters (the final node has {show_count(final.parameters)}) trained from "
@@ -106,7 +106,7 @@ def verdict(record: Record) -> Iterator[str]:
         which = "its leaf" if len(leaves) == 1 else f"the best of its {len(leaves)} leaves, {leaf.name}"
         yield f"{_compared(record, final, leaf)} {which} ({_at(record, leaf)})."
     for reference in record.references:
-        worse = metric.is_better(reference.quality, final.quality)
+        worse = metric.is_clearly_better(reference.quality, final.quality)
         shown = metric.show(reference.quality)
         yield (
             f"{reference.name}, which needs no transformer at all, reaches {shown} on the same examples"
@@ -122,7 +122,7 @@ def _against_branches(record: Record, final: NodeRecord) -> Iterator[str]:
     if not own:
         return
     theirs, ours = (sum(values) / len(own) for values in zip(*own, strict=True))
-    better = "" if record.metric.is_better(ours, theirs) else ": here the specialists are better"
+    better = ": here the specialists are better" if record.metric.is_clearly_better(theirs, ours) else ""
     yield (
         f"The {len(own)} branches reach {record.metric.show(theirs)} on average, each on its own domain; "
         f"the final node {record.metric.show(ours)} on the same{better}."

@@ -27,6 +27,10 @@ class Metric:
         """Whether *a* is better than *b*."""
         return a > b if self.higher_is_better else a < b
 
+    def is_clearly_better(self, a: float, b: float) -> bool:
+        """Whether *a* is better than *b* by something that is shown."""
+        return self.is_better(a, b) and not self.is_tie(self.against(a, b))
+
     def best(self, values: list[float]) -> float:
         """The best of *values*."""
         return max(values) if self.higher_is_better else min(values)

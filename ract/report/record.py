@@ -151,9 +151,7 @@ def _node(
 
 def _data(run: Run) -> str:
     """The examples in a sentence: how many in each split, and what is to be known of them."""
-    folder = next(
-        iter(sorted((run.path / "data").glob("examples-*"), key=lambda p: p.stat().st_mtime, reverse=True)), None
-    )
+    folder = find_data(run)
     if folder is None:
         return ""
     from ract.data.examples import open_examples

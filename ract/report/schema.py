@@ -224,9 +224,9 @@ class Record(Strict):
 
     @property
     def leaves(self) -> list[NodeRecord]:
-        """The compact models that do the task and were not made from others that do: the bottom of the tree."""
+        """The compact models that do the task and had no parent or teacher that does: the bottom of the tree."""
         able = {node.name for node in self.measured}
-        return [node for node in self.tree if node.name in able and not able.intersection(node.parents)]
+        return [node for node in self.tree if node.name in able and not able.intersection(node.parents + node.teachers)]
 
 
 def read_record(run: Path) -> Record:
