@@ -11,9 +11,9 @@ import pytest
 
 from ract.report.html import _DARK, commands, render, verdict
 from ract.report.record import describe
-from ract.report.schema import NodeRecord, Record, Sample
+from ract.report.schema import ClassRecord, NodeRecord, Record, Sample, Translated
 from ract.report.style import COLORS
-from tests.report_runs import SIXTEEN_LEAVES, synthetic_record, synthetic_run
+from tests.report_runs import CLASSES, SIXTEEN_LEAVES, SMALL, TFIDF, synthetic_record, synthetic_run, task_run
 
 HOSTILE = "</pre><script>alert(1)</script><img src=http://example.org/x onerror=alert(1)> & \"quoted\" 'too' {{ 7*7 }}"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -156,6 +156,111 @@ def test_a_report_without_baseline_samples_history_or_corpus_is_whole(tmp_path: 
     page = Page(render(leaf.model_copy(update={"nodes": [bare], "corpus": None})))
     assert not page.open and "baseline" not in page.text and "Loss against compute" not in page.text
     assert "ract generate nodes/leaf-" in page.text
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return describe(task_run(tmp_path_factory.mktemp("c") / "run", "classification", domains=True))
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return describe(task_run(tmp_path_factory.mktemp("t") / "run", "translation", SMALL))
+
+
+def with_quality(record: Record, **quality: float) -> Record:
+    nodes = [n.model_copy(update={"quality": quality[n.name]}) if n.name in quality else n for n in record.nodes]
+    return record.model_copy(update={"nodes": nodes})
+
+
+def test_a_classifier_is_compared_in_points_with_all_there_is(classifier: Record) -> None:
+    won = with_quality(classifier, **{"level-2-distill": 0.93, "baseline": 0.905, "leaf": 0.8})
+    first, baseline, leaf, reference, caution = verdict(won)
+    assert "93.00% accuracy on 300 test examples" in first and "one seed" in caution
+    assert baseline.startswith("It is 2.5 points above the baseline") and "better one" not in baseline
+    assert leaf.startswith("It is 13.0 points above its leaf (80.00% accuracy")
+    assert reference == f"{TFIDF}, which needs no transformer at all, reaches 90.00% on the same examples."
+    lost = list(verdict(with_quality(won, **{"level-2-distill": 0.85})))
+    assert lost[1].startswith("It is 5.5 points below") and lost[1].endswith("here the single model is the better one.")
+    assert lost[3].endswith("it is the better one here.")
+
+
+def test_a_tie_has_no_winner(classifier: Record, translator: Record) -> None:
+    tied = list(verdict(with_quality(classifier, **{"level-2-distill": 0.9, "baseline": 0.9003})))
+    assert tied[1].startswith("It is as good as the baseline") and "better" not in tied[1] + tied[3]
+    nearly = list(verdict(with_quality(translator, **{"level-2-heal": 20.0, "baseline": 20.004})))
+    assert nearly[1].startswith("It is as good as the baseline") and "better" not in nearly[1]
+    bleu = list(verdict(with_quality(translator, **{"level-2-heal": 20.0, "baseline": 20.4})))
+    assert bleu[1].startswith("It is 0.40 BLEU below the baseline") and bleu[1].endswith("the better one.")
+
+
+def test_branches_are_compared_each_on_its_own_domain(classifier: Record) -> None:
+    domain, own = "books", {"books": 0.9, "": 0.1}
+    branch = classifier["level-1-branch-1"].model_copy(update={"domain": domain, "by_domain": own})
+    nodes = [branch if n.name == branch.name else n for n in classifier.nodes]
+
+    def said(final: float) -> str:
+        changed = [n.model_copy(update={"by_domain": {"books": final}}) if n.name == classifier.final else n
+                   for n in nodes]  # fmt: skip
+        return list(verdict(classifier.model_copy(update={"nodes": changed})))[2]
+
+    assert said(0.8).endswith("on average, each on its own domain; the final node 80.00% on the same: "
+                              "here the specialists are better.")  # fmt: skip
+    assert "90.00% on average" in said(0.95) and "specialists" not in said(0.95) + said(0.9)
+    assert not any("specialists" in text or "own domain" in text for text in verdict(classifier))
+
+
+def test_a_classifiers_page_has_classes_domains_the_reference_and_latency(classifier: Record) -> None:
+    html = render(classifier)
+    text = Page(html).text
+    for heading in ("Where it errs", "By domain", "macro-F1", "calibration error", "ms a text", "Higher"):
+        assert heading in text
+    assert "bits" not in text and "What it translates" not in text and 'id="domains-caption"' in html
+    rows = re.findall(r'<tr[^>]*>\s*<th scope="row">(?:<span.*?</span>)?(.*?)</th>(.*?)</tr>', html, flags=re.S)
+    found = {name: re.findall(r"<td>(.*?)</td>", cells) for name, cells in rows}
+    assert found["pretrain"][:2] == ["–", "–"] and found["pretrain"][-4:] == ["–"] * 4
+    final = classifier[classifier.final]
+    assert found[final.name][0] == f"{final.quality:.2%}" and found[final.name][-1] == "1.25"
+    assert found[TFIDF][0] == "90.00%" and len(found[TFIDF]) == len(found["leaf"])
+    for one in classifier.classes:
+        assert found[one.label] == [f"{one.precision:.1%}", f"{one.recall:.1%}", f"{one.f1:.1%}", str(one.support)]
+    assert [name for name in found if name in CLASSES] == list(CLASSES)
+
+
+def test_a_translators_page_has_its_translations_in_order_and_what_goes_wrong(translator: Record) -> None:
+    record = translator.model_copy(update={"failures": {"empty": 3, "repeated": 7}})
+    html = render(record)
+    rows = re.findall(
+        r'<tr><td dir="auto">(.*?)</td><td dir="auto">(.*?)</td><td dir="auto" class="quiet">(.*?)</td>', html
+    )
+    assert [row[1] for row in rows] == [one.output for one in record.translations] and len(rows) == 20
+    assert rows[0][0] == "&lt;b&gt;one&lt;/b&gt; 0"
+    text = Page(html).text
+    assert "3 are empty" in text and "7 are ending in a loop" in text and "ms a sentence" in text and "bits" not in text
+    assert "nrefs:1" in text and "Where it errs" not in text and "By domain" not in text
+
+
+def test_hostile_classes_domains_references_and_translations_are_shown_not_run(
+    classifier: Record, translator: Record
+) -> None:
+    classes = [
+        ClassRecord(**{**one.model_dump(), "label": f"{HOSTILE}{i}"}) for i, one in enumerate(classifier.classes)
+    ]
+    reference = classifier.references[0].model_copy(update={"name": HOSTILE, "note": HOSTILE})
+    evil = classifier.model_copy(update={"classes": classes, "references": [reference], "data": HOSTILE})
+    texts = [Translated(source=HOSTILE, reference=HOSTILE, output=HOSTILE)]
+    for record, count in ((evil, 8), (translator.model_copy(update={"translations": texts, "signature": HOSTILE}), 4)):
+        page = Page(render(record))
+        assert not page.open and not {tag for tag, _ in page.tags} & {"script", "img"}
+        assert page.text.count(HOSTILE) >= count - 1
+
+
+def test_each_task_has_its_commands(classifier: Record, translator: Record) -> None:
+    final = classifier[classifier.final].path
+    assert [command for _, command in commands(classifier)] == [
+        f"ract classify {final} 'A TEXT OF YOURS'", f"ract classify {final} --file FILE", f"ract inspect {final}",
+    ]  # fmt: skip
+    assert commands(translator)[0][1] == f"ract translate {translator[translator.final].path} 'A TEXT OF YOURS'"
 
 
 def test_commands_quote_the_prompt(record: Record) -> None:

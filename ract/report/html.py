@@ -117,8 +117,11 @@ def verdict(record: Record) -> Iterator[str]:
 
 def _against_branches(record: Record, final: NodeRecord) -> Iterator[str]:
     """Where branches were trained on a domain each: how good they are there on average, and the final node."""
-    own = [(node.by_domain[node.domain], final.by_domain[node.domain]) for node in record.tree
-           if node.method == "branch" and node.domain in node.by_domain and node.domain in final.by_domain]  # fmt: skip
+    own = [
+        (node.by_domain[node.domain], final.by_domain[node.domain])
+        for node in record.tree
+        if node.method == "branch" and node.domain and node.domain in node.by_domain and node.domain in final.by_domain
+    ]
     if not own:
         return
     theirs, ours = (sum(values) / len(own) for values in zip(*own, strict=True))
