@@ -19,10 +19,11 @@ from matplotlib.transforms import Bbox
 from ract.report.figures import NARROW, WIDE, draw_all, loss_figure, quality_figure
 from ract.report.labels import Label, place_labels
 from ract.report.layout import spread, tree_layout
+from ract.report.record import describe
 from ract.report.schema import Record
-from ract.report.style import COLORS, axes_at, figure_style, new_figure
-from ract.report.tree_figure import edge_label, tree_figure
-from tests.report_runs import SIXTEEN_LEAVES, SMALL, synthetic_record, with_long_names
+from ract.report.style import COLORS, MARKERS, axes_at, color_of, figure_style, marker_of, new_figure
+from ract.report.tree_figure import edge_label, taught_by, tree_figure
+from tests.report_runs import SIXTEEN_LEAVES, SMALL, TFIDF, synthetic_record, task_run, with_long_names
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
         "long": with_long_names(small),
         "sixteen": synthetic_record(folder / "sixteen", SIXTEEN_LEAVES),
         "leaf": synthetic_record(folder / "leaf", ""),
+        "classifier": describe(task_run(folder / "classifier", "classification", domains=True)),
+        "translator": describe(task_run(folder / "translator", "translation", SMALL)),
     }
 
 
@@ -184,6 +187,81 @@ def test_a_label_whose_place_an_earlier_one_took_goes_first() -> None:
         assert place_labels(axes, labels, lines=[line], size=8, color="k", line_color="k")
         assert [text.get_text() for text in axes.texts] == names
         assert_readable(axes.figure)
+
+
+@pytest.mark.parametrize("name", ["classifier", "translator"])
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_charts_of_every_task_are_readable_and_name_every_model_and_reference(
+    records: dict[str, Record], name: str, width: float
+) -> None:
+    record = records[name]
+    with figure_style():
+        figure = quality_figure(record, width)
+        assert_readable(figure)
+        assert_readable(loss_figure(record, width))
+    for number, axes in enumerate(figure.axes):
+        labels = [text.get_text().replace("\n", " ") for text in axes.texts if isinstance(text, Annotation)]
+        wanted = [*(n.name for n in record.measured), *(r.name for r in record.references if number == 0)]
+        assert sorted(labels) == sorted(wanted)
+
+
+def test_the_reference_is_a_line_of_its_own_and_pre_training_no_point(records: dict[str, Record]) -> None:
+    record = records["classifier"]
+    with figure_style():
+        axes = quality_figure(record).axes[0]
+        lines = [line for line in axes.lines if line.get_linestyle() == "--" and len(set(line.get_ydata())) == 1]
+    assert [line.get_ydata()[0] for line in lines] == [record["baseline"].quality, record.references[0].quality]
+    points = [float(line.get_ydata()[0]) for line in axes.lines if line.get_linestyle() == "None"]
+    assert points == [node.quality for node in record.measured] and len(points) == len(record.nodes) - 1
+    assert record.references[0].name == TFIDF
+
+
+def test_translators_of_next_to_nothing_are_not_spread_over_a_logarithm(records: dict[str, Record]) -> None:
+    record = records["translator"]
+    tiny = [n.model_copy(update={"quality": 0.01 * 2**i}) for i, n in enumerate(record.nodes)]
+    with figure_style():
+        axes = quality_figure(record.model_copy(update={"nodes": tiny})).axes[0]
+    assert axes.get_yscale() == "linear"
+
+
+def test_losses_of_masked_tokens_are_not_drawn_among_those_of_the_task(records: dict[str, Record]) -> None:
+    record = records["classifier"]
+    with figure_style():
+        axes = loss_figure(record).axes[0]
+    curves = [line for line in axes.lines if line.get_linewidth() > 1]
+    trained = [node for node in record.nodes if node.history and node.method != "pretrain"]
+    assert record["pretrain"].history and len(curves) == len(trained)
+    for line, node in zip(curves, trained, strict=True):
+        assert np.asarray(line.get_xdata())[-1] == pytest.approx(node.train_flops)
+    assert axes.texts[0].get_text() == "valid loss, nats per text"
+
+
+def test_a_student_stands_above_its_teacher_and_pre_training_shows_its_own_loss(records: dict[str, Record]) -> None:
+    record = records["classifier"]
+    student, (teacher,) = record["level-2-distill"], taught_by(record["level-2-distill"])
+    with figure_style():
+        figure = tree_figure(record)
+        assert_readable(figure)
+    texts = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    assert texts[student.name][1] > texts["teaches"][1] > texts[teacher][1] > texts["pretrain"][1]
+    assert f"{record['pretrain'].history[-1].valid_loss:.3f} nats/token" in texts
+    assert f"{student.quality:.2%} accuracy" in texts
+
+
+def test_every_method_has_a_marker_and_students_are_not_taken_for_aggregates() -> None:
+    assert len(set(MARKERS.values())) == len(MARKERS)
+    assert {marker_of(method) for method in ("pretrain", "base", "distill")} & {"X"} == set()
+    assert color_of("distill") != color_of("merge") == color_of("ensemble")
+    assert color_of("pretrain") == color_of("base") == color_of("leaf")
+
+
+def test_each_task_has_its_figures(records: dict[str, Record], tmp_path: Path) -> None:
+    always = {"tree", "loss", "quality"}
+    for name, more in (("classifier", {"confusion", "domains"}), ("translator", set())):
+        (tmp_path / name).mkdir()
+        draw_all(records[name], tmp_path / name)
+        drawn = sorted(file.name for file in (tmp_path / name).iterdir())
+        assert drawn == sorted(f"{figure}{suffix}" for figure in always | more for suffix in (".png", ".svg"))
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=20).map(sorted), st.floats(0.1, 3))
