@@ -57,10 +57,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def needs_extra(feature: str, extra: str) -> Iterator[None]:
-    """Turn an ``ImportError`` inside the block into :class:`MissingExtra` for *extra*."""
+    """Turn an ``ImportError`` inside the block into :class:`MissingExtra` for *extra*; one of our own stays one."""
     try:
         yield
     except ImportError as error:
+        if (error.name or "").partition(".")[0] == "ract":
+            raise
         raise MissingExtra(feature, extra) from error
 
 

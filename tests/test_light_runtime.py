@@ -112,3 +112,12 @@ def test_a_manifest_is_read_back_and_what_is_wrong_with_it_is_said(tmp_path: Pat
             read_manifest(tmp_path)
     with pytest.raises(BadInput, match="holds no exported model"):
         read_manifest(tmp_path / "nowhere")
+
+
+def test_a_missing_package_names_its_extra_and_a_mistake_of_ours_stays_a_mistake() -> None:
+    from ract.errors import MissingExtra, needs_extra
+
+    with pytest.raises(MissingExtra, match=r"ract\[train\]"), needs_extra("This", "train"):
+        import no_such_package  # noqa: F401
+    with pytest.raises(ImportError), needs_extra("This", "train"):
+        from ract.errors import no_such_name  # noqa: F401

@@ -39,7 +39,7 @@ def export_onnx(model_dir: str | Path, out: str | Path, *, force: bool = False) 
     """
     from ract.export.verify import compare
 
-    with needs_extra("ract export --format onnx", "onnx"):
+    with needs_extra("ract export --format onnx", "train"):
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     directory = model_at(model_dir)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ract.errors import BadInput, needs_extra
+from ract.errors import BadInput
 from ract.runtime.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ class State:
 class OnnxModel:
     """An exported model, loaded. *threads* of one operation (0: ONNX Runtime's own choice).
 
-    Raises BadInput for a damaged or incomplete export, and where onnxruntime is not installed.
+    Raises BadInput for a damaged or incomplete export.
     """
 
     def __init__(self, directory: str | Path, *, threads: int = 1, verify: bool = True) -> None:
         self.directory = Path(directory)
         self.manifest: Manifest = read_manifest(self.directory, verify=verify)
-        with needs_extra("Running an exported model", "onnx"):
-            import onnxruntime
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
