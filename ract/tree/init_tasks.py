@@ -47,7 +47,7 @@ flops = "{flops}"            # for the whole tree: about {minutes} minutes on th
 [compact]                     # the leaf: a small encoder (ModernBERT architecture)
 hidden_size = {hidden}
 num_hidden_layers = {blocks}
-# pretrain = {{}}               # masked language modelling on your texts first; it did not pay below ten million tokens
+# pretrain = {{}}               # masked language modelling on your texts first; two million tokens of it did not pay
 
 [[level]]                     # {members} branches, each with its own order of the data, side by side
 method = "ensemble"
