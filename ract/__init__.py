@@ -7,6 +7,8 @@ Every verb of the command line is a function of the same name here. They are imp
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -16,7 +18,7 @@ _HOME_OF = {
     "build": "ract.tree.build",
     "check": "ract.tree.check",
     "classify": "ract.runtime.classify",
-    "evaluate": "ract.evaluate.language_modeling:evaluate_directory",
+    "evaluate": "ract.evaluate.tasks",
     "generate": "ract.runtime.generate",
     "init": "ract.tree.init",
     "train": "ract.tree.leaf",
@@ -40,9 +42,32 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'ract' has no attribute {name!r}")
-    module, _, function = _HOME_OF[name].partition(":")
-    return getattr(importlib.import_module(module), function or name)
+    return _function(name)
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _function(name: str) -> Any:
+    module, _, function = _HOME_OF[name].partition(":")
+    return getattr(importlib.import_module(module), function or name)
+
+
+class _CallablePackage(ModuleType):
+    """A package that has a verb's name, such as ``ract.aggregate``: called, it is the verb."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return _function(self.__name__.rpartition(".")[2])(*arguments, **options)
+
+
+class _Root(ModuleType):
+    """``ract`` itself: when a package of it is imported, the import system sets the attribute of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOME_OF and isinstance(value, ModuleType):
+            value.__class__ = _CallablePackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Root

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ract
+from ract.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,6 +18,18 @@ def test_public_names_exist_and_are_documented() -> None:
     for name in ract.__all__:
         value = getattr(ract, name)
         assert name == "__version__" or value.__doc__, name
+
+
+def test_verbs_can_be_called_after_the_packages_of_their_names_are_imported() -> None:
+    import ract.aggregate.run
+    import ract.evaluate.tasks
+    import ract.train.node
+
+    for name in set(ract.__all__) - {"__version__"}:
+        assert callable(getattr(ract, name)) and getattr(ract, name) is getattr(ract, name), name
+    with pytest.raises(BadInput, match="absent"):
+        ract.evaluate("absent", ["absent.txt"])
+    assert ract.aggregate.run.aggregate is not None
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
+import ract
 from ract.data.examples import Examples
 from ract.data.tokenizer import load_tokenizer
 from ract.errors import BadInput
 from ract.evaluate.classification import evaluate_classifier
+from ract.evaluate.language_modeling import evaluate_directory
 from ract.evaluate.speed import measure_alone, measure_texts
 from ract.evaluate.tasks import class_number, compare_on_rows
 from tests import examples
 from tests.pico import load, pico
 from tests.task_models import classifier, ensemble, reviews_and_pairs, translator
+from tests.text_models import TEXT, byte_level_model
 
 SPEED = {"parameters", "size_bytes", "latency_ms", "texts_per_second", "peak_memory_bytes"}
 
@@ -89,13 +92,30 @@ def test_translators_from_aligned_files_and_rows(translating: Path, tmp_path: Pa
     found = compare_on_rows(
         [translating], "translation", files, num_beams=1, speed=False, progress=lambda *event: seen.append(event)
     )[0]
-    assert found["examples"] == 6 and found["languages"] == "en-de" and [done for _, done, _ in seen] == [0, 1]
+    assert found["examples"] == 6 and found["languages"] == "en-de" and [done for _, done, _ in seen] == [0, 6, 1]
     rows = examples.write_rows(tmp_path / "rows.jsonl", [{"english": s, "chinese": t} for s, t in pairs])
     other = compare_on_rows(
         [translating], "translation", [rows], num_beams=1, speed=False, fields=("english", "chinese"),
         languages=("en", "zh"),
     )[0]  # fmt: skip
     assert other["outputs"] == found["outputs"] and "tok:zh" in other["bleu_signature"]
+
+
+def test_the_function_measures_one_model_for_any_task(
+    classifiers: list[Path], translating: Path, tmp_path: Path
+) -> None:
+    rows = examples.write_rows(tmp_path / "rows.jsonl", examples.reviews(8))
+    expected = compare_on_rows(classifiers[:1], "classification", [rows], speed=False)[0]
+    assert ract.evaluate(str(classifiers[0]), rows, task="classification") == expected
+    files = examples.write_pairs(tmp_path, "some", examples.sentences(3))
+    found = ract.evaluate(translating, files, task="translation", num_beams=1)
+    assert found == compare_on_rows([translating], "translation", files, num_beams=1, speed=False)[0]
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    decoder = byte_level_model(tmp_path / "decoder")
+    text = str(tmp_path / "text.txt")
+    assert ract.evaluate(decoder, text, limit_bytes=900) == evaluate_directory(decoder, [text], limit_bytes=900)
+    with pytest.raises(BadInput, match=r'no task "clasification".*Did you mean "classification"'):
+        ract.evaluate(classifiers[0], rows, task="clasification")
 
 
 def test_unknown_languages_tasks_and_models_are_said(

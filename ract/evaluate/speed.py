@@ -156,7 +156,7 @@ def compare(
     for number, path in enumerate(models):
         if progress:
             progress(str(path), number, len(models))
-        quality = evaluate_directory(path, files, limit_bytes=limit_bytes, device=device)
+        quality = evaluate_directory(path, files, limit_bytes=limit_bytes, device=device, progress=progress)
         rows.append({"model": str(path), **quality, **(measure_alone(path) if speed else {})})
     if progress:
         progress("compare", len(models), len(models))

@@ -13,6 +13,7 @@ from ract.data.heldout import label_number
 from ract.data.rows import labelled, pairs
 from ract.errors import BadInput, nearest
 from ract.evaluate.classification import evaluate_classifier
+from ract.evaluate.language_modeling import evaluate_directory
 from ract.evaluate.loading import load_for
 from ract.evaluate.speed import measure_alone
 from ract.evaluate.translation import evaluate_translator
@@ -21,6 +22,20 @@ Progress = Callable[[str, int, int], None]
 Rows = list[tuple[str, str, str]]  # where it stands, text or source, label or target
 FIELDS = {"classification": ("text", "label"), "translation": ("source", "target")}
 _SPEED_TEXTS = 64
+
+
+def evaluate(
+    model: str | Path, files: str | Sequence[str], *, task: str = "language-modeling", **options: Any
+) -> dict[str, Any]:
+    """The figures of the one *model* on *files*: what ``ract evaluate`` shows, without speed.
+
+    *options* are those of :func:`ract.evaluate.language_modeling.evaluate_directory` for "language-modeling", and of
+    :func:`compare_on_rows` for "classification" and "translation". Raises BadInput as these do.
+    """
+    sources = [files] if isinstance(files, str) else list(files)
+    if task == "language-modeling":
+        return dict(evaluate_directory(Path(model), sources, **options))
+    return compare_on_rows([Path(model)], task, sources, **{"speed": False, **options})[0]
 
 
 def compare_on_rows(
@@ -46,16 +61,16 @@ def compare_on_rows(
     from all over the files. Raises BadInput as the readers do, for a label that a model lacks, for unknown languages.
     """
     if task not in FIELDS:
-        raise BadInput(f'there is no task "{task}" with rows', nearest(task, FIELDS))
+        raise BadInput(f'there is no task "{task}"', nearest(task, ("language-modeling", *FIELDS)))
     rows, skipped = _read(task, files, fields or FIELDS[task], limit_bytes)
     found: list[dict[str, Any]] = []
     for number, path in enumerate(models):
         if progress:
             progress(str(path), number, len(models))
         if task == "classification":
-            quality = _classifier(path, rows, label_names or {}, batch_size)
+            quality = _classifier(path, rows, label_names or {}, batch_size, progress)
         else:
-            quality = _translator(path, rows, languages, num_beams, batch_size)
+            quality = _translator(path, rows, languages, num_beams, batch_size, progress)
         row = {"model": str(path), "task": task, **quality, "skipped": skipped}
         if speed:
             texts = [text for _, text, _ in rows[:: -(-len(rows) // _SPEED_TEXTS)]]
@@ -77,10 +92,13 @@ def _read(task: str, files: Sequence[str], fields: tuple[str, str], limit_bytes:
     return rows[::step], len(every) - len(rows)
 
 
-def _classifier(path: Path, rows: Rows, names: Mapping[str, str], batch_size: int) -> dict[str, Any]:
+def _classifier(
+    path: Path, rows: Rows, names: Mapping[str, str], batch_size: int, progress: Progress | None
+) -> dict[str, Any]:
     model, tokenizer = load_for("classification", path)
     labels = [class_number(label, model.config, where, names) for where, _, label in rows]
-    return evaluate_classifier(model, tokenizer, [text for _, text, _ in rows], labels, batch_size=batch_size)
+    texts = [text for _, text, _ in rows]
+    return evaluate_classifier(model, tokenizer, texts, labels, batch_size=batch_size, progress=progress)
 
 
 def class_number(label: str, config: PretrainedConfig, where: str, names: Mapping[str, str]) -> int:
@@ -99,7 +117,12 @@ def class_number(label: str, config: PretrainedConfig, where: str, names: Mappin
 
 
 def _translator(
-    path: Path, rows: Rows, languages: tuple[str, str] | None, num_beams: int, batch_size: int
+    path: Path,
+    rows: Rows,
+    languages: tuple[str, str] | None,
+    num_beams: int,
+    batch_size: int,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     model, tokenizer = load_for("translation", path)
     known = tuple(getattr(model.config, f"{side}_language", None) or "" for side in ("source", "target"))
@@ -115,4 +138,5 @@ def _translator(
         target_language=target,
         num_beams=num_beams,
         batch_size=batch_size,
+        progress=progress,
     )
