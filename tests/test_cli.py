@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +160,14 @@ def test_generate_streams_the_same_text_for_the_same_seed(ract: Ract, model: Pat
         and first == ract("generate", model, "the cat", "-n", 8, "--seed", 3)
     )
     assert ract("generate", model, "the cat", "-n", 8, "--no-echo")[1].startswith("the cat") is False
+
+
+def test_generate_takes_any_bytes(ract: Ract, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="ascii"))
+    for prompt, source, ending in (("-", "standard input", "\n"), (os.fsdecode(b"caf\xe9"), "command line", "")):
+        code, out, error = ract("generate", model, prompt, "-n", 2)
+        assert code == 0 and out.startswith(f"caf\ufffd{ending}")
+        assert f"{source} text 1 is not UTF-8 (byte 3)" in one_line(error)
 
 
 def test_evaluate_needs_text_and_prints_a_row_a_model(ract: Ract, model: Path, tmp_path: Path) -> None:

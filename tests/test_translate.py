@@ -138,6 +138,18 @@ def test_dividing_sentences_loses_nothing_but_spaces(text: str) -> None:
     assert "".join("".join(sentences(text)).split()) == "".join(text.split())
 
 
+@pytest.mark.parametrize("abbreviation", ["A. ", "Prof. ", "x e.g. "])
+def test_a_long_line_of_abbreviations_is_one_sentence(abbreviation: str) -> None:
+    text = abbreviation * (100_000 // len(abbreviation))
+    (found,) = sentences(text + "End.")
+    assert found.split() == [*text.split(), "End."]
+
+
+def test_half_a_character_is_read_as_a_replaced_one(reader: Translator) -> None:
+    options = {"num_beams": 1, "max_new_tokens": 4}
+    assert reader.translate(["the \ud83d dog"], **options) == reader.translate(["the \ufffd dog"], **options)
+
+
 def test_the_function_takes_one_text_or_many(directory: Path) -> None:
     options = {"num_beams": 1, "max_new_tokens": 4}
     assert ract.translate(directory, "the dog", **options) == ract.translate(

@@ -38,6 +38,13 @@ def texts_of(arguments: Sequence[str], file: Path | None, batch_size: int) -> It
             yield given[start : start + batch_size]
 
 
+def prompt_of(argument: str) -> str:
+    """The text to continue: *argument*, or all of standard input ("-"); what is not UTF-8 is replaced and said."""
+    if argument == "-":
+        return _text(sys.stdin.buffer.read(), 1, "standard input", "text")
+    return _from_shell(argument, 1)
+
+
 def write_utf8() -> None:
     """Let standard output be UTF-8, as what is read is, whatever the terminal or a pipe was taken for."""
     if isinstance(sys.stdout, io.TextIOWrapper):

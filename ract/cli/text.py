@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ract.cli.app import Force, Out, app
-from ract.cli.lines import texts_of, write_utf8
+from ract.cli.lines import prompt_of, texts_of, write_utf8
 from ract.errors import BadInput, nearest, needs_extra
 
 Model = Annotated[Path, typer.Argument(metavar="DIR", help="A model directory, or a finished run (its final model).")]
@@ -36,9 +36,10 @@ def generate_command(
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Print the prompt too.")] = True,
 ) -> None:
     """Continue a text, streaming."""
+    write_utf8()
+    text = prompt_of(prompt)
     from ract.runtime.generate import generate
 
-    text = sys.stdin.read() if prompt == "-" else prompt
     pieces = generate(
         model,
         text,
@@ -69,7 +70,6 @@ def classify_command(
     as_json: JsonLines = False,
 ) -> None:
     """Print the class of each text with its probability, one line a text."""
-
     write_utf8()
     groups = texts_of(texts or [], file, batch_size)
     from ract.runtime.classify import TextClassifier
@@ -103,7 +103,6 @@ def translate_command(
     as_json: JsonLines = False,
 ) -> None:
     """Translate each text: as many lines out as in, in their order."""
-
     write_utf8()
     groups = texts_of(texts or [], file, batch_size)
     from ract.runtime.translate import Translator

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ract.errors import BadInput, needs_extra
 from ract.runtime.locate import model_at
 from ract.runtime.manifest import is_exported
+from ract.runtime.tokens import mended
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class TextClassifier:
         owners: list[int] = []
         cut = [False] * len(texts)
         for number, text in enumerate(texts):
-            pieces = self.engine.windows(text, self.limit // 4 if windows else 0)
+            pieces = self.engine.windows(mended(text), self.limit // 4 if windows else 0)
             if not windows:
                 cut[number] = len(pieces) > 1
                 pieces = pieces[:1]

@@ -13,6 +13,7 @@ from ract.errors import BadInput, needs_extra
 from ract.runtime.locate import model_at
 from ract.runtime.manifest import is_exported
 from ract.runtime.sampling import Sampler
+from ract.runtime.tokens import mended
 
 
 class Decoder(Protocol):
@@ -77,7 +78,7 @@ class TextGenerator:
         return cut_at(pieces, stop)
 
     def _encode(self, prompt: str) -> list[int]:
-        numbers = self.engine.encode(prompt)
+        numbers = self.engine.encode(mended(prompt))
         if self.engine.limit is not None and len(numbers) > self.engine.limit:
             raise BadInput(
                 f"the prompt has {len(numbers)} tokens, and {self.engine.directory} can look at {self.engine.limit}",

@@ -10,6 +10,11 @@ from tokenizers import Tokenizer
 from ract.errors import BadInput
 
 
+def mended(text: str) -> str:
+    """*text* with U+FFFD for each half character (a lone surrogate, as broken JSON has), which no tokenizer takes."""
+    return text.encode("utf-16-le", errors="surrogatepass").decode("utf-16-le", errors="replace")
+
+
 class Tokens:
     """The tokenizer in *directory* (``tokenizer.json``). Raises BadInput when it cannot be read."""
 

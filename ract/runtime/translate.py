@@ -10,6 +10,7 @@ from typing import Protocol
 from ract.errors import BadInput, needs_extra
 from ract.runtime.locate import model_at
 from ract.runtime.manifest import is_exported
+from ract.runtime.tokens import mended
 
 # The end of a sentence: a mark (and a closing quote) before a space and no lower-case letter, or a full-width mark.
 _SENTENCE_END = re.compile(
@@ -19,6 +20,7 @@ _SENTENCE_END = re.compile(
     r"""|(?<=[。！？][”’」』）])"""
 )
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|[A-Z])\.$")
+_LONGEST_ABBREVIATION = 16  # characters that are looked at, more than any has: a line may be long
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue"})
 
 
@@ -81,7 +83,8 @@ class Translator:
         pieces: list[str] = []
         owners: list[int] = []
         for number, line in enumerate(lines):
-            own = [piece for part in (sentences(line) if split else [line]) for piece in self._fitting(part.strip())]
+            parts = sentences(mended(line)) if split else [mended(line)]
+            own = [piece for part in parts for piece in self._fitting(part.strip())]
             pieces += own
             owners += [number] * len(own)
         found: list[list[str]] = [[] for _ in lines]
@@ -111,7 +114,7 @@ def sentences(text: str) -> list[str]:
     """*text* divided after the ends of its sentences; nothing of it but spaces is lost."""
     found: list[str] = []
     for piece in _SENTENCE_END.split(text):
-        if found and _ABBREVIATION.search(found[-1]):
+        if found and _ABBREVIATION.search(found[-1][-_LONGEST_ABBREVIATION:]):
             found[-1] += f" {piece}"
         elif piece.strip():
             found.append(piece)
