@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
+from transformers import GPT2Config, GPT2ForSequenceClassification, pipeline
 
 import ract
 from ract.data.examples import Examples
+from ract.data.tokenizer import load_tokenizer
 from ract.errors import BadInput
 from ract.runtime.classify import TextClassifier
 from tests import examples
 from tests.pico import load
 from tests.task_models import classifier, ensemble
-from tests.text_models import byte_level_model
+from tests.text_models import byte_level_model, word_piece_model
 
 ODD = [
     "a fine film",
@@ -116,6 +118,38 @@ def test_an_ensemble_classifies_with_the_mean_of_its_members(data: Examples, dir
 def test_the_function_takes_one_text_or_many(directory: Path, reader: TextClassifier) -> None:
     assert ract.classify(directory, "fine") == reader.classify(["fine"])
     assert ract.classify(str(directory), iter(["fine", "dull"])) == reader.classify(["fine", "dull"])
+
+
+def test_half_a_character_is_read_as_a_replaced_one(reader: TextClassifier) -> None:
+    found = reader.classify(["fine \ud83d film \udc4d", "\ud83d\udc4d"])
+    assert found == reader.classify(["fine \ufffd film \ufffd", "👍"])
+
+
+def test_a_decoder_without_a_padding_token_classifies_texts_one_by_one(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(byte_level_model(tmp_path / "tokens"))
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64, num_labels=2)
+    torch.manual_seed(0)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    tokenizer.pad_token = tokenizer.eos_token  # the tokenizer could pad, and the model would not know it
+    tokenizer.save_pretrained(tmp_path / "model")
+    one = TextClassifier(tmp_path / "model")
+    texts = ["a cat", "once upon a time there was a cat", "mat"]
+    for text, found in zip(texts, one.classify(texts), strict=True):
+        with torch.no_grad():
+            logits = load(one.path)(**tokenizer(text, return_tensors="pt")).logits
+        assert list(found.probabilities.values()) == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_labels": 1}, "has one class only"),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, "problem_type multi_label_classification"),
+    ],
+)
+def test_heads_that_do_not_choose_one_class_are_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        TextClassifier(word_piece_model(tmp_path / "model", "BERT, classification", **changes))
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, reader: TextClassifier) -> None:

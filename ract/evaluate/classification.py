@@ -73,13 +73,14 @@ def probabilities_of(
 ) -> npt.NDArray[np.float64]:
     """The probability of every class for texts given as token numbers: ``(texts, classes)``, in the order of *rows*."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    if tokenizer.pad_token_id is None:
+    padding = getattr(model.config, "pad_token_id", None)  # a decoder finds a text's end, RoBERTa its positions by it
+    if padding is None or tokenizer.pad_token_id is None:
         batch_size = 1  # without padding only texts of equal length could share a batch
     found: list[npt.NDArray[np.float64]] = [np.zeros(0)] * len(rows)
     model.eval()
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        inputs, mask = padded([rows[i] for i in chosen], tokenizer.pad_token_id or 0)
+        inputs, mask = padded([rows[i] for i in chosen], padding or 0)
         check_vocabulary(int(inputs.max()), model, tokenizer.name_or_path)
         logits = model(input_ids=inputs, attention_mask=mask).logits.double()
         for i, row in zip(chosen, torch.softmax(logits, -1).numpy(), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -57,7 +57,17 @@ def load_for(task: str, path: Path, *, dtype: torch.dtype | None = None, device:
     if not (cls.__name__.endswith(ending) or cls.__name__ in others):
         raise BadInput(f"{path} is a {cls.__name__}, not {wanted}", remedy)
     model = load_model(path, dtype=dtype or "auto")
+    if task == "classification":
+        _check_classes(model.config, path)
     return model.to(device), load_tokenizer(path)
+
+
+def _check_classes(config: PretrainedConfig, path: Path) -> None:
+    """Raise BadInput for a head whose outputs are not the classes of a text, one of which is right."""
+    kind = getattr(config, "problem_type", None)
+    if config.num_labels < 2 or kind in ("regression", "multi_label_classification"):
+        what = f"has the problem_type {kind}" if kind else "has one class only"
+        raise BadInput(f"{path} {what}", "Give a classifier of two or more classes, one of which is right for a text")
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
