@@ -180,6 +180,7 @@ def test_a_second_build_makes_nothing_and_one_in_another_folder_the_same(pairs: 
         assert content_hash(path) == content_hash(pairs.directories[name]), name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_a_leaf_whose_branches_learn_the_task(tmp_path: Path) -> None:
     checkpoint = word_piece_model(tmp_path / "bert", "BERT")
     examples.write_rows(tmp_path / "one.jsonl", examples.reviews(120))
