@@ -7,7 +7,7 @@ every token of the stream but the first is a target exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,22 @@ def evaluation_batches(
     if rest:
         start = windows * block_size
         yield tokens[None, start : start + rest + 1].astype(np.int64)
+
+
+def padded(rows: Sequence[Any], padding: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """*rows* of token numbers as one int64 array (rows, longest; at least 1), and the mask of what is not *padding*."""
+    numbers = np.full((len(rows), max(1, *map(len, rows)) if rows else 1), padding, dtype=np.int64)
+    mask = np.zeros_like(numbers)
+    for place, row in enumerate(rows):
+        numbers[place, : len(row)] = row
+        mask[place, : len(row)] = 1
+    return numbers, mask
+
+
+def by_length(rows: Sequence[Any], batch_size: int) -> list[list[int]]:
+    """The indices of *rows* in batches, rows of like length together, the shortest first."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def permute(position: npt.NDArray[np.int64], count: int, *, key: tuple[int, ...]) -> npt.NDArray[np.int64]:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ract.data.batches import permute
-from ract.data.examples import Examples, Ragged
+from ract.data.batches import padded, permute
+from ract.data.examples import Examples
 from ract.errors import BadInput
 
 Batch = dict[str, torch.Tensor]
@@ -88,14 +88,13 @@ def collate(data: Examples, split: str, examples: Sequence[int] | Indices) -> Ba
     """The batch of *examples*: int64 ``input_ids`` and ``attention_mask`` (batch, longest), and ``labels``: (batch,)
     for classification, (batch, longest target) with −100 as padding for translation.
     """
-    inputs = _padded(data.tokens[split], examples, data.pad_token_id)
-    lengths = data.tokens[split].lengths[np.asarray(examples)]
-    mask = torch.from_numpy((np.arange(inputs.shape[1]) < lengths[:, None]).astype(np.int64))
+    inputs, mask = padded([data.tokens[split][int(example)] for example in examples], data.pad_token_id)
     if data.task == "translation":
-        labels = _padded(data.targets[split], examples, IGNORED)
+        labels, _ = padded([data.targets[split][int(example)] for example in examples], IGNORED)
     else:
-        labels = torch.from_numpy(np.array(data.label_ids[split][np.asarray(examples)], dtype=np.int64))
-    return {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+        labels = np.array(data.label_ids[split][np.asarray(examples)], dtype=np.int64)
+    batch = {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+    return {name: torch.from_numpy(value) for name, value in batch.items()}
 
 
 def heldout_batches(
@@ -115,11 +114,3 @@ def heldout_batches(
     if not len(chosen):
         raise BadInput(f"the {split} split has too few examples ({count})", f"Give more {split} data")
     return [collate(data, split, piece) for piece in micro_batches(data, split, chosen, batch_tokens)]
-
-
-def _padded(rows: Ragged, examples: Sequence[int] | Indices, padding: int) -> torch.Tensor:
-    found = [rows[int(example)] for example in examples]
-    out = np.full((len(found), max(map(len, found))), padding, dtype=np.int64)
-    for number, row in enumerate(found):
-        out[number, : len(row)] = row
-    return torch.from_numpy(out)

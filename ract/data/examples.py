@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from ract.data.batches import permute
 from ract.data.corpus import SPLITS
 from ract.data.example_writer import RECORD, encode, is_complete, read_array, texts_of
 from ract.data.sources import fingerprint
-from ract.data.tokenizer import copy_tokenizer, load_tokenizer, train_tokenizer
+from ract.data.tokenizer import copy_tokenizer, load_tokenizer, tokenizer_hashes, train_tokenizer
 from ract.errors import BadInput, disk_errors
 from ract.locks import held
 
@@ -238,6 +238,5 @@ def _digest(spec: ExampleSpec, vocab_size: int, tokenizer: Path | None) -> str:
     if tokenizer is None:
         parts["vocab_size"] = vocab_size
     else:
-        files: Sequence[Path] = sorted(f for f in tokenizer.glob("*token*") if f.is_file())
-        parts["tokenizer"] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+        parts["tokenizer"] = tokenizer_hashes(tokenizer)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

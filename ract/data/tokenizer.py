@@ -5,6 +5,7 @@ Every text, in any script, round-trips exactly: the alphabet is the 256 bytes, s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -99,6 +100,12 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise BadInput(f"{directory} has only a slow tokenizer", "Convert it to tokenizer.json with transformers")
     return tokenizer
+
+
+def tokenizer_hashes(directory: Path) -> dict[str, str]:
+    """SHA-256 of the tokenizer files in *directory*, by name: what names data that were tokenized with them."""
+    files = sorted(f for f in directory.glob("*token*") if f.is_file())
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ract.data.corpus import SPLITS, CorpusSpec, identity
-from ract.data.tokenizer import TextEncoder, copy_tokenizer, train_tokenizer
+from ract.data.tokenizer import TextEncoder, copy_tokenizer, tokenizer_hashes, train_tokenizer
 from ract.errors import BadInput, disk_errors
 from ract.locks import held
 
@@ -208,8 +208,7 @@ def _digest(spec: CorpusSpec, vocab_size: int, tokenizer: Path | None) -> str:
     if tokenizer is None:
         parts["vocab_size"] = vocab_size
     else:
-        files = sorted(f for f in tokenizer.glob("*token*") if f.is_file())
-        parts["tokenizer"] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+        parts["tokenizer"] = tokenizer_hashes(tokenizer)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

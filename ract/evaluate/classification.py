@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ract.data.batches import by_length, padded
 from ract.errors import BadInput
 from ract.evaluate.loading import check_vocabulary
 
@@ -72,32 +73,22 @@ def probabilities_of(
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float64]:
     """The probability of every class for texts given as token numbers: ``(texts, classes)``, in the order of *rows*."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     padding = getattr(model.config, "pad_token_id", None)  # a decoder finds a text's end, RoBERTa its positions by it
     if padding is None or tokenizer.pad_token_id is None:
         batch_size = 1  # without padding only texts of equal length could share a batch
     found: list[npt.NDArray[np.float64]] = [np.zeros(0)] * len(rows)
     model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        inputs, mask = padded([rows[i] for i in chosen], padding or 0)
+    done = 0
+    for chosen in by_length(rows, batch_size):
+        inputs, mask = map(torch.from_numpy, padded([rows[i] for i in chosen], padding or 0))
         check_vocabulary(int(inputs.max()), model, tokenizer.name_or_path)
         logits = model(input_ids=inputs, attention_mask=mask).logits.double()
         for i, row in zip(chosen, torch.softmax(logits, -1).numpy(), strict=True):
             found[i] = row
+        done += len(chosen)
         if progress:
-            progress("classify", start + len(chosen), len(order))
+            progress("classify", done, len(rows))
     return np.stack(found)
-
-
-def padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """*rows* of token numbers as one int64 tensor (rows, longest), and the mask of what is not padding."""
-    inputs = torch.full((len(rows), max(1, *map(len, rows)) if rows else 1), padding)
-    mask = torch.zeros_like(inputs)
-    for number, row in enumerate(rows):
-        inputs[number, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[number, : len(row)] = 1
-    return inputs, mask
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, limit: int | None) -> tuple[list[int], bool]:

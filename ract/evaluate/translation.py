@@ -12,8 +12,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ract.checkpoint.live import quiet
+from ract.data.batches import by_length, padded
 from ract.errors import BadInput
-from ract.evaluate.classification import encode, padded, positions
+from ract.evaluate.classification import encode, positions
 from ract.evaluate.loading import check_vocabulary
 
 Progress = Callable[[str, int, int], None]
@@ -111,14 +112,13 @@ def translate(
     """
     limit = positions(model, tokenizer)
     encoded = [encode(tokenizer, text, limit)[0] for text in sources]
-    order = sorted(range(len(sources)), key=lambda i: len(encoded[i]))
     if tokenizer.pad_token_id is None:
         batch_size = 1
+    ends, done = _end_tokens(model, tokenizer), 0
     found, cut = [""] * len(sources), [False] * len(sources)
     model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        inputs, mask = padded([encoded[i] for i in chosen], tokenizer.pad_token_id or 0)
+    for chosen in by_length(encoded, batch_size):
+        inputs, mask = map(torch.from_numpy, padded([encoded[i] for i in chosen], tokenizer.pad_token_id or 0))
         check_vocabulary(int(inputs.max()), model, tokenizer.name_or_path)
         longest = inputs.shape[1]
         new = max_new_tokens or 2 * longest + 16
@@ -127,12 +127,12 @@ def translate(
             rows = model.generate(  # type: ignore[operator]
                 input_ids=inputs, attention_mask=mask, num_beams=num_beams, max_new_tokens=new, do_sample=False
             )
-        ends = _end_tokens(model, tokenizer)
         for i, row in zip(chosen, rows.tolist(), strict=True):
             found[i] = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
             cut[i] = not ends.intersection(row[1:])
+        done += len(chosen)
         if progress:
-            progress("translate", start + len(chosen), len(order))
+            progress("translate", done, len(sources))
     return found, cut
 
 

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ract.errors import BadInput, needs_extra
+from ract.errors import BadInput
+from ract.runtime.engines import open_engine
 from ract.runtime.locate import model_at
-from ract.runtime.manifest import is_exported
 from ract.runtime.tokens import mended
 
 
@@ -43,17 +43,6 @@ class ClassifyingEngine(Protocol):
         """The probability of every class for texts given as token numbers: ``(texts, classes)``, in their order."""
 
 
-def open_engine(directory: Path) -> ClassifyingEngine:
-    """The engine for *directory*: ONNX Runtime for an exported model, else torch."""
-    if is_exported(directory):
-        from ract.runtime.engines.onnx_text import OnnxClassifier
-
-        return OnnxClassifier(directory)
-    with needs_extra("ract classify on a model directory", "train"):
-        from ract.runtime.engines.torch import TorchClassifier
-    return TorchClassifier(directory)
-
-
 class TextClassifier:
     """A loaded classifier, for callers with more than one text. *path* is a model directory, an exported model or a
     finished run.
@@ -63,7 +52,7 @@ class TextClassifier:
 
     def __init__(self, path: str | Path) -> None:
         self.path = model_at(path)
-        self.engine = open_engine(self.path)
+        self.engine: ClassifyingEngine = open_engine(self.path, "Classifier", "classify")
         self.limit, self.labels = self.engine.limit, self.engine.labels
 
     def classify(self, texts: Sequence[str], *, batch_size: int = 32, windows: bool = False) -> list[Classified]:

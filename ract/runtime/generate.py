@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ract.errors import BadInput, needs_extra
+from ract.errors import BadInput
+from ract.runtime.engines import open_engine
 from ract.runtime.locate import model_at
 from ract.runtime.manifest import is_exported
 from ract.runtime.sampling import Sampler
@@ -33,23 +34,13 @@ class Decoder(Protocol):
         """Logits ``(vocab,)`` after *numbers*, which follow the *seen* tokens in *cache*, and the new cache."""
 
 
-def open_decoder(path: str | Path, *, device: str = "cpu", threads: int = 1) -> Decoder:
-    """The engine for *path*: ONNX Runtime for an exported model, else torch for a model directory or a run."""
-    directory = model_at(path)
-    if is_exported(directory):
-        from ract.runtime.engines.onnx_text import OnnxDecoder
-
-        return OnnxDecoder(directory, threads=threads)
-    with needs_extra("ract generate on a model directory", "train"):
-        from ract.runtime.engines.torch import TorchDecoder
-    return TorchDecoder(directory, device=device)
-
-
 class TextGenerator:
     """A loaded model that continues texts, for callers with more than one prompt. Raises BadInput as loading does."""
 
     def __init__(self, path: str | Path, *, device: str = "cpu", threads: int = 1) -> None:
-        self.engine = open_decoder(path, device=device, threads=threads)
+        directory = model_at(path)
+        options = {"threads": threads} if is_exported(directory) else {"device": device}
+        self.engine: Decoder = open_engine(directory, "Decoder", "generate", **options)
 
     def stream(
         self,

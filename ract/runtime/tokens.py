@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 
 from ract.errors import BadInput
 
+LONGEST = 512  # tokens read at once where neither model nor tokenizer sets a limit
+
 
 def mended(text: str) -> str:
     """*text* with U+FFFD for each half character (a lone surrogate, as broken JSON has), which no tokenizer takes."""

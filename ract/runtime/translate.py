@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ract.errors import BadInput, needs_extra
+from ract.errors import BadInput
+from ract.runtime.engines import open_engine
 from ract.runtime.locate import model_at
-from ract.runtime.manifest import is_exported
 from ract.runtime.tokens import mended
 
 # The end of a sentence: a mark (and a closing quote) before a space and no lower-case letter, or a full-width mark.
@@ -39,17 +39,6 @@ class TranslatingEngine(Protocol):
         """The translations of *texts*, in their order."""
 
 
-def open_engine(directory: Path) -> TranslatingEngine:
-    """The engine for *directory*: ONNX Runtime for an exported model, else torch."""
-    if is_exported(directory):
-        from ract.runtime.engines.onnx_text import OnnxTranslator
-
-        return OnnxTranslator(directory)
-    with needs_extra("ract translate on a model directory", "train"):
-        from ract.runtime.engines.torch import TorchTranslator
-    return TorchTranslator(directory)
-
-
 class Translator:
     """A loaded translator, for callers with more than one text. *path* is a model directory, an exported model or a
     finished run.
@@ -59,7 +48,7 @@ class Translator:
 
     def __init__(self, path: str | Path) -> None:
         self.path = model_at(path)
-        self.engine = open_engine(self.path)
+        self.engine: TranslatingEngine = open_engine(self.path, "Translator", "translate")
         self.limit = self.engine.limit
         language = re.split("[-_]", self.engine.target_language.lower())[0]
         self.joint = "" if language in _WITHOUT_SPACES else " "

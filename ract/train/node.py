@@ -69,6 +69,7 @@ class TrainingRun:
         report: Report | None = None,
     ) -> None:
         self.spec, self.objective = spec, objective
+        self.valid_batches = objective.valid_batches()
         self.teachers = teachers or Teachers()
         self.work, self.checkpoint_seconds, self.report = work, checkpoint_seconds, report
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -161,9 +162,8 @@ class TrainingRun:
             "train_loss": train_loss,
             "seconds": self.progress.seconds,
         }
-        batches = self.objective.valid_batches()
-        if batches:
-            row["valid_loss"] = valid_loss = self._valid_loss(batches)
+        if self.valid_batches:
+            row["valid_loss"] = valid_loss = self._valid_loss(self.valid_batches)
             if not math.isfinite(valid_loss):
                 raise NonFiniteLoss(
                     f"the valid loss is not finite after step {self.progress.step}", "Try a lower lr or a longer warmup"

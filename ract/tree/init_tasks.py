@@ -22,7 +22,7 @@ _VOCABULARIES = (8192, 4096, 2048, 1024, 512)
 # Labelled data is small: a row of the vocabulary pays from fewer bytes of text on than in language modelling.
 _BYTES_PER_ROW, _SHARE_OF_EMBEDDING = 150, 0.75
 _BLOCKS = 3
-_LARGEST = {"classification": 256, "translation": 256}
+_WIDEST = 256
 
 _CLASSIFICATION = """\
 # A plan for `ract build {file}`. What it costs: `ract check {file}`.
@@ -149,7 +149,7 @@ def _widest(task: str, parameters: float, text_bytes: int | None) -> EncoderShap
     for vocabulary in rows:
         fitting = [s for w in _WIDTHS if (s := _shape(task, vocabulary, w)).parameters <= parameters]
         if fitting:
-            best = min(fitting[-1], _shape(task, vocabulary, _LARGEST[task]), key=lambda shape: shape.hidden_size)
+            best = min(fitting[-1], _shape(task, vocabulary, _WIDEST), key=lambda shape: shape.hidden_size)
             if vocabulary * best.hidden_size <= _SHARE_OF_EMBEDDING * best.parameters:
                 return best
     fitting = [s for w in _WIDTHS if (s := _shape(task, _VOCABULARIES[-1], w)).parameters <= parameters]

@@ -16,7 +16,7 @@ from ract.evaluate.language_modeling import evaluate
 from ract.tree.job import Job
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ract.data.examples import Examples
 
@@ -34,8 +34,9 @@ def measure(directory: Path, job: Job, data: Corpus | Examples) -> dict[str, Any
     if job.node.method == "pretrain":
         return {"task": "masked-language-modeling", "split": "valid"}  # its valid loss stands in its history
     split = "test" if data.count("test") else "valid"
-    measured = {"task": data.task, "split": split, **_examples(model, job, data, split)}
-    return measured | {"latency_ms": _latency_ms(model, data, split)}
+    tokenizer = load_tokenizer(data.tokenizer_dir)
+    measured = {"task": data.task, "split": split, **_examples(model, tokenizer, job, data, split)}
+    return measured | {"latency_ms": _latency_ms(model, tokenizer, data, split)}
 
 
 def _language_model(model: PreTrainedModel, job: Job, data: Corpus) -> dict[str, Any]:
@@ -53,9 +54,10 @@ def _language_model(model: PreTrainedModel, job: Job, data: Corpus) -> dict[str,
     return {"split": split, **measured}
 
 
-def _examples(model: PreTrainedModel, job: Job, data: Examples, split: str) -> dict[str, Any]:
+def _examples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job, data: Examples, split: str
+) -> dict[str, Any]:
     rows = data.sample(split, job.test_examples)
-    tokenizer = load_tokenizer(data.tokenizer_dir)
     domains = [row["domain"] for row in rows] if data.domains else None
     if data.task == "classification":
         from ract.evaluate.classification import evaluate_classifier
@@ -82,12 +84,11 @@ def _examples(model: PreTrainedModel, job: Job, data: Examples, split: str) -> d
 
 
 @torch.inference_mode()
-def _latency_ms(model: PreTrainedModel, data: Examples, split: str) -> float:
+def _latency_ms(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Examples, split: str) -> float:
     """Milliseconds for one text of median length by itself, on one thread; a translation with one beam."""
     row = sorted(data.rows(split)[:200], key=lambda row: len(row.get("text") or row["source"]))[
         min(200, data.count(split)) // 2
     ]
-    tokenizer = load_tokenizer(data.tokenizer_dir)
     text = row.get("text") or row["source"]
     inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=data.max_tokens)
     inputs.pop("token_type_ids", None)

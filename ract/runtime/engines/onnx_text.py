@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ract.data.batches import by_length, padded
 from ract.errors import BadInput
 from ract.runtime.beam import beam_search
 from ract.runtime.engines.onnx import OnnxModel, State
 from ract.runtime.sampling import softmax
-from ract.runtime.tokens import Tokens
-
-Ids = npt.NDArray[np.int64]
-LONGEST = 512  # tokens read at once where the export sets no limit
+from ract.runtime.tokens import LONGEST, Tokens
 
 
 class OnnxDecoder:
@@ -114,19 +112,3 @@ def opened(directory: Path, kind: str, lacks: str, threads: int) -> OnnxModel:
     if model.manifest.kind != kind:
         raise BadInput(f"{directory} is an exported {model.manifest.kind}, which {lacks}", f"Give an exported {kind}")
     return model
-
-
-def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """The indices of *rows* in batches, rows of like length together."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[Ids, Ids]:
-    """*rows* as one array (rows, longest), and the mask of what is not padding."""
-    ids = np.full((len(rows), max(1, *map(len, rows))), padding, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = row
-        mask[number, : len(row)] = 1
-    return ids, mask

@@ -14,8 +14,7 @@ from ract.errors import BadInput
 from ract.evaluate.classification import encode, positions, probabilities_of
 from ract.evaluate.loading import check_vocabulary, load_causal_lm, load_for, max_positions
 from ract.evaluate.translation import translate
-
-LONGEST = 512  # tokens read at once where neither model nor tokenizer sets a limit
+from ract.runtime.tokens import LONGEST
 
 
 class TorchDecoder:
