@@ -18,7 +18,7 @@ from ract.runtime.sampling import Sampler, log_softmax, softmax
 LIGHT = """
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None  # importing either is an error now
-import ract.runtime.classify, ract.runtime.generate, ract.runtime.translate, ract.runtime.engines.onnx_text
+import ract.runtime.classify, ract.runtime.generate, ract.runtime.translate, ract.runtime.engines.text
 import ract.cli
 print("light")
 """

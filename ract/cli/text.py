@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ract.cli.app import Force, Out, app
+from ract.cli.app import app
 from ract.cli.lines import prompt_of, texts_of, write_utf8
-from ract.errors import BadInput, nearest, needs_extra
 
 Model = Annotated[Path, typer.Argument(metavar="DIR", help="A model directory, or a finished run (its final model).")]
 Texts = Annotated[
@@ -117,19 +116,3 @@ def translate_command(
                 print(json.dumps({"source": text, "translation": output}, ensure_ascii=False), flush=True)
             else:
                 print(output, flush=True)
-
-
-@app.command("export")
-def export_command(
-    model: Model,
-    out: Out,
-    form: Annotated[str, typer.Option("--format", help="onnx: runs with ONNX Runtime, without torch.")] = "onnx",
-    force: Force = False,
-) -> None:
-    """Write a model for machines without torch; the result is loaded again and compared."""
-    if form != "onnx":
-        raise BadInput(f'there is no format "{form}"', nearest(form, ["onnx"]))
-    with needs_extra("ract export", "train"):
-        from ract.export.onnx import export_onnx
-
-    print(export_onnx(model, out, force=force))

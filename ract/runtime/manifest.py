@@ -12,22 +12,25 @@ from ract.checkpoint.lineage import FileRecord, file_records
 from ract.errors import BadInput
 
 FILE_NAME = "manifest.json"
+Engine = Literal["onnx", "openvino", "gguf", "ctranslate2", "litert", "executorch"]
+Precision = Literal["fp32", "int8", "int4"]
 
 
 class Manifest(BaseModel):
     """What an exported model is.
 
-    *kind* is decoder, encoder or encoder-decoder; *limit* the most tokens it looks at (0: no limit). *labels* are a
-    classifier's classes in order; *start* is the token a translation begins with, *ends* those that end a text.
+    *engine* runs it; *kind* is decoder, encoder or encoder-decoder; *precision* that of its weights; *limit* the most
+    tokens it looks at (0: no limit). *labels* are a classifier's classes in order; *start* is the token a translation
+    begins with, *ends* those that end a text.
     *source* is the content hash of the model directory it was made from.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    engine: Literal["onnx"] = "onnx"
+    engine: Engine = "onnx"
     kind: Literal["decoder", "encoder", "encoder-decoder"]
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     source: str = ""
     limit: int = Field(default=0, ge=0)
     labels: tuple[str, ...] = ()

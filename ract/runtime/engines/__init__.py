@@ -10,15 +10,15 @@ from ract.runtime.manifest import is_exported
 
 
 def open_engine(directory: Path, kind: str, verb: str, **options: Any) -> Any:
-    """The engine for *directory*: ONNX Runtime for an exported model, else torch.
+    """The engine for *directory*: that of its format for an exported model, else torch.
 
     *kind* is "Decoder", "Classifier" or "Translator", *verb* the command that asks, *options* are the engine's own.
     Raises MissingExtra where torch is needed and not installed, BadInput as the engines do.
     """
     if is_exported(directory):
-        from ract.runtime.engines import onnx_text
+        from ract.runtime.engines import text
 
-        return getattr(onnx_text, f"Onnx{kind}")(directory, **options)
+        return getattr(text, f"Exported{kind}")(directory, **options)
     with needs_extra(f"ract {verb} on a model directory", "train"):
         from ract.runtime.engines import torch
     return getattr(torch, f"Torch{kind}")(directory, **options)

@@ -43,6 +43,11 @@ class State:
             {name: value[rows] for name, value in self.source.items()},
         )
 
+    def shortened(self, tokens: int) -> State:
+        """The state as it was after its first *tokens*."""
+        caches = {name: cache[:, :, :tokens] for name, cache in self.caches.items()}
+        return State(caches, tokens, self.source)
+
 
 class OnnxModel:
     """An exported model, loaded. *threads* of one operation (0: ONNX Runtime's own choice).
@@ -77,6 +82,11 @@ class OnnxModel:
 
         A decoder takes any number of tokens at once, an encoder-decoder one.
         """
+        logits, grown = self.scores(ids, state)
+        return logits[:, -1], grown
+
+    def scores(self, ids: Ids, state: State) -> tuple[Floats, State]:
+        """As :meth:`step`, with the logits after every one of *ids*: (rows, new tokens, vocabulary)."""
         rows, new = ids.shape
         feed: dict[str, npt.NDArray[Any]] = dict(state.source)
         if self.manifest.kind == "decoder":
@@ -91,7 +101,7 @@ class OnnxModel:
         found = self._run(graph, feed | {_INPUT + name: cache for name, cache in caches.items()})
         grown = {name.removeprefix(_OUTPUT): value for name, value in found.items() if "past_key_values" in name}
         kept = {name: grown.get(name, cache) for name, cache in caches.items()} | grown
-        return found["logits"][:, -1], State(kept, state.tokens + new, state.source)
+        return found["logits"], State(kept, state.tokens + new, state.source)
 
     def _empty(self, graph: str, rows: int) -> dict[str, npt.NDArray[Any]]:
         """Caches of no tokens, for the inputs that *graph* has for them."""

@@ -1,4 +1,4 @@
-"""Exported models on text: a decoder, a classifier and a translator, with numpy, tokenizers and ONNX Runtime alone."""
+"""Exported models on text: a decoder, a classifier and a translator, on top of any engine's graphs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy.typing as npt
 from ract.data.batches import by_length, padded
 from ract.errors import BadInput
 from ract.runtime.beam import beam_search
-from ract.runtime.engines.onnx import OnnxModel, State
+from ract.runtime.engines.base import Graphs, State, open_graphs
 from ract.runtime.sampling import softmax
 from ract.runtime.tokens import LONGEST, Tokens
 
 
-class OnnxDecoder:
-    """An exported model that continues texts. Raises BadInput as :class:`OnnxModel` does, and for another kind."""
+class ExportedDecoder:
+    """An exported model that continues texts. Raises BadInput as the engine does, and for another kind."""
 
     def __init__(self, directory: Path, *, threads: int = 1) -> None:
         self.directory = directory
@@ -47,7 +47,7 @@ class OnnxDecoder:
         return logits[0], state
 
 
-class OnnxClassifier:
+class ExportedClassifier:
     """An exported classifier."""
 
     def __init__(self, directory: Path, *, threads: int = 1) -> None:
@@ -69,7 +69,7 @@ class OnnxClassifier:
         return found
 
 
-class OnnxTranslator:
+class ExportedTranslator:
     """An exported encoder-decoder."""
 
     def __init__(self, directory: Path, *, threads: int = 1) -> None:
@@ -106,9 +106,9 @@ class OnnxTranslator:
         return found
 
 
-def opened(directory: Path, kind: str, lacks: str, threads: int) -> OnnxModel:
+def opened(directory: Path, kind: str, lacks: str, threads: int) -> Graphs:
     """The exported model in *directory*; BadInput, saying that it *lacks* what is asked, when it is of another kind."""
-    model = OnnxModel(directory, threads=threads)
+    model = open_graphs(directory, threads=threads)
     if model.manifest.kind != kind:
         raise BadInput(f"{directory} is an exported {model.manifest.kind}, which {lacks}", f"Give an exported {kind}")
     return model
