@@ -13,6 +13,7 @@ import onnxscript  # noqa: F401 - the exporter needs it
 import torch
 
 from ract.errors import BadInput
+from ract.export.onnx_decoder import why_not, write_decoder
 from ract.export.source import Source
 
 _SAMPLE = [5, 6, 7, 8, 9]
@@ -20,6 +21,11 @@ _SAMPLE = [5, 6, 7, 8, 9]
 
 def write(source: Source, staging: Path, precision: str) -> None:
     """Write the graphs of *source* as ``<name>.onnx`` into *staging*, their weights beside them."""
+    if source.kind == "decoder" and why_not(source.model.config, precision) is None:
+        write_decoder(source.model, staging, precision)
+        return
+    if precision != "fp32":
+        raise BadInput(f"{source.directory} cannot be written in {precision}: TODO", "")
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     if source.architecture == "ract-ensemble" and source.kind != "encoder":

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ract.errors import BadInput
+from ract.runtime.engines.onnx_fused import FusedDecoder, FusedState
 from ract.runtime.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -62,31 +63,40 @@ class OnnxModel:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised; it need not be printed too
+        # Small models: what an arena would keep for the next run costs more memory than it saves time.
+        options.enable_cpu_mem_arena = False
         self.sessions = {name: self._session(name, options) for name in _GRAPHS[self.manifest.kind]}
+        self.fused: FusedDecoder | None = None
+        if self.manifest.kind == "decoder" and any(i.name == "seqlens_k" for i in self.sessions["decode"].get_inputs()):
+            self.fused = FusedDecoder(self.sessions["decode"], self.manifest.limit)
 
     def logits(self, ids: Ids, mask: Ids) -> Floats:
         """A classifier's logits (rows, classes) for *ids* (rows, tokens) where *mask* is 1."""
         return self._run("model", {"input_ids": ids, "attention_mask": mask})["logits"]
 
-    def begin(self, ids: Ids | None = None, mask: Ids | None = None) -> State:
+    def begin(self, ids: Ids | None = None, mask: Ids | None = None) -> State | FusedState:
         """The state before the first token; of an encoder-decoder after reading the source *ids* where *mask* is 1."""
+        if self.fused:
+            return self.fused.begin()
         if self.manifest.kind == "decoder":
             return State()
         assert ids is not None and mask is not None
         encoded = self._run("encoder", {"input_ids": ids, "attention_mask": mask})
         return State(source={"encoder_outputs.last_hidden_state": encoded["last_hidden_state"], "attention_mask": mask})
 
-    def step(self, ids: Ids, state: State) -> tuple[Floats, State]:
+    def step(self, ids: Ids, state: Any) -> tuple[Floats, Any]:
         """Logits (rows, vocabulary) after the last of *ids* (rows, new tokens), and the state that has seen them.
 
         A decoder takes any number of tokens at once, an encoder-decoder one.
         """
-        logits, grown = self.scores(ids, state)
+        logits, grown = self.fused.scores(ids, state, last=True) if self.fused else self.scores(ids, state)
         return logits[:, -1], grown
 
-    def scores(self, ids: Ids, state: State) -> tuple[Floats, State]:
+    def scores(self, ids: Ids, state: Any) -> tuple[Floats, Any]:
         """As :meth:`step`, with the logits after every one of *ids*: (rows, new tokens, vocabulary)."""
+        if self.fused:
+            return self.fused.scores(ids, state)
         rows, new = ids.shape
         feed: dict[str, npt.NDArray[Any]] = dict(state.source)
         if self.manifest.kind == "decoder":

@@ -1,0 +1,98 @@
+"""Decoders written as fused operators: the key-value cache is one buffer that every step writes into, never copied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+_FIRST_CAPACITY = 256  # tokens that a cache has room for at first; it doubles when it is full
+
+
+@dataclass
+class FusedState:
+    """The first *tokens* tokens of the buffers *caches* by name, float (rows, heads, capacity, width).
+
+    A step writes behind them, so of several states with the same buffers the one that stepped last owns what follows.
+    """
+
+    caches: dict[str, Any]
+    tokens: int = 0
+
+    def reordered(self, rows: Ids) -> FusedState:
+        """The state whose row *i* is this one's row ``rows[i]``, in buffers of its own."""
+        return FusedState({name: _value(cache.numpy()[rows]) for name, cache in self.caches.items()}, self.tokens)
+
+    def shortened(self, tokens: int) -> FusedState:
+        """The state as it was after its first *tokens*, in the same buffers."""
+        return FusedState(self.caches, tokens)
+
+
+class FusedDecoder:
+    """Executes a graph of :mod:`ract.export.onnx_decoder` in *session*; *limit*: the most tokens it looks at."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, limit: int) -> None:
+        self.session, self.limit = session, limit
+        self.shapes = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("input.")}
+
+    def begin(self) -> FusedState:
+        """The state before the first token."""
+        return FusedState({})
+
+    def scores(self, ids: Ids, state: FusedState, *, last: bool = False) -> tuple[Floats, FusedState]:
+        """Logits (rows, new tokens, vocabulary) after every one of *ids* (rows, new tokens), or with *last* after the
+        last alone (rows, 1, vocabulary); and the state that has seen them.
+        """
+        rows, new = ids.shape
+        if rows > 1 and new > 1 and state.tokens:  # the operator goes on with one text, or with one token of several
+            return self._one_by_one(ids, state, last)
+        total = state.tokens + new
+        caches = self._with_room(state, rows, total)
+        binding = self.session.io_binding()
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
+        binding.bind_cpu_input("seqlens_k", np.full(rows, total - 1, np.int32))
+        binding.bind_cpu_input("total_sequence_length", np.array(total, np.int32))
+        binding.bind_cpu_input("first", np.array([new - 1 if last else 0], np.int64))
+        binding.bind_output("logits")
+        for name, cache in caches.items():  # the same buffer in and out: the operator then writes in place
+            binding.bind_ortvalue_input(name, cache)
+            binding.bind_ortvalue_output(name.replace("input.", "output.", 1), cache)
+        self.session.run_with_iobinding(binding)
+        return binding.get_outputs()[0].numpy(), FusedState(caches, total)
+
+    def _one_by_one(self, ids: Ids, state: FusedState, last: bool) -> tuple[Floats, FusedState]:
+        found = []
+        for position in range(ids.shape[1]):
+            logits, state = self.scores(ids[:, position : position + 1], state)
+            found.append(logits)
+        return found[-1] if last else np.concatenate(found, 1), state
+
+    def _with_room(self, state: FusedState, rows: int, tokens: int) -> dict[str, Any]:
+        """The buffers of *state*, in larger ones where *tokens* do not fit."""
+        room = next(iter(state.caches.values())).shape()[2] if state.caches else 0
+        if tokens <= room:
+            return state.caches
+        capacity = max(_FIRST_CAPACITY, room)
+        while capacity < tokens:
+            capacity *= 2
+        capacity = max(tokens, min(capacity, self.limit or capacity))
+        grown = {}
+        for name, (_, heads, _, width) in self.shapes.items():
+            buffer = np.zeros((rows, heads, capacity, width), np.float32)
+            if state.caches:
+                buffer[:, :, : state.tokens] = state.caches[name].numpy()[:, :, : state.tokens]
+            grown[name] = _value(buffer)
+        return grown
+
+
+def _value(array: npt.NDArray[Any]) -> Any:
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
