@@ -65,7 +65,7 @@ def export(
         measured = compare(source.model, open_graphs(staging, verify=False), sample(source, data))
         if precision == "fp32" and not measured["same"]:
             raise RactError(
-                f"a probability of the exported model differs from the original's by {measured['largest_difference']:.1e}",
+                f"a probability differs from the original's by {measured['largest_difference']:.1e}",
                 "Report this with the model's config.json: the export is wrong",
             )
     size = sum(file.stat().st_size for file in Path(out).iterdir())

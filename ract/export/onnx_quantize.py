@@ -1,7 +1,7 @@
 """Weights in 4 or 8 bits by blocks, as ONNX Runtime's ``MatMulNBits`` and ``GatherBlockQuantized`` read them.
 
-Each block of a row shares one scale: ``w ≈ scale · (q − 2^(bits−1))``. The scale is the one with the least squared error
-among a few around the usual ``max |w| / (2^(bits−1) − 1)``, as llama.cpp's quantizers choose theirs.
+Each block of a row shares one scale: ``w ≈ scale · (q − 2^(bits−1))``. The scale is the one with the least squared
+error among a few around the usual ``max |w| / (2^(bits−1) − 1)``, as llama.cpp's quantizers choose theirs.
 """
 
 from __future__ import annotations

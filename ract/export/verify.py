@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ract.checkpoint.live import quiet
 from ract.data.heldout import load_batches
 from ract.export.source import Source
 from ract.runtime.engines.base import Graphs
@@ -54,7 +55,7 @@ def sample(source: Source, data: Sequence[str] = ()) -> Sample:
     mask[0, length // 2 :] = 0
     batch = {"input_ids": ids, "attention_mask": mask}
     if source.kind == "encoder-decoder":
-        with torch.inference_mode():
+        with torch.inference_mode(), quiet():
             written = source.model.generate(**batch, num_beams=1, do_sample=False, max_new_tokens=min(24, length))
         batch["labels"] = written[:, 1:].clone()
     return Sample([batch], held_out=False)

@@ -1,14 +1,61 @@
-"""The weights of a hand-written ONNX graph: one file beside it, which ONNX Runtime maps into memory."""
+"""A hand-written ONNX graph, and its weights in one file beside it, which ONNX Runtime maps into memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper
+
+CONTRIB = "com.microsoft"  # the domain of ONNX Runtime's own operators
 
 _ALIGNMENT = 4096  # of every tensor in the file, a page: what mapping it asks for
 _INLINE = 1024  # bytes; smaller tensors stand in the graph itself, where the optimizer can see them
+
+
+class Graph:
+    """The graph *name* while it is put together: nodes, inputs and outputs in the order they are added."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.weights = Weights(f"{name}.onnx.data")
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, kind: int, shape: Sequence[int | str]) -> str:
+        """An input of the graph; gives *name* back."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def output(self, name: str, kind: int, shape: Sequence[int | str]) -> str:
+        """An output of the graph; gives *name* back."""
+        self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def node(
+        self, kind: str, inputs: Sequence[str], out: str | Sequence[str], *, contrib: bool = False, **attributes: Any
+    ) -> str:
+        """An operator; gives its first output back."""
+        outputs = [out] if isinstance(out, str) else list(out)
+        domain = CONTRIB if contrib else ""
+        self._nodes.append(helper.make_node(kind, list(inputs), outputs, domain=domain, **attributes))
+        return outputs[0]
+
+    def numbers(self, values: Sequence[int]) -> str:
+        """Whole numbers as a constant vector; gives its name back."""
+        return self.weights.add("numbers_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def save(self, folder: Path) -> None:
+        """``<name>.onnx`` and its weights into *folder*."""
+        self.weights.save(folder)
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, self.weights.initializers)
+        versions = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
+        model = helper.make_model(graph, opset_imports=versions, ir_version=10, producer_name="ract")
+        onnx.save_model(model, folder / f"{self.name}.onnx")
 
 
 class Weights:
