@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
-from pathlib import Path
 
 from ract.checkpoint.directory import write_text
-from ract.checkpoint.lineage import digest
 from ract.cost import machine_memory_bytes
 from ract.errors import BadInput
 from ract.plan.graph import Graph, Node
+from ract.runtime.machine import cache_folder, fingerprint, processors
 
 _SHARE_OF_MEMORY = 0.85
-
-
-def processors() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_of(graph: Graph, node: Node) -> float:
@@ -78,10 +70,7 @@ def training_speed(threads: int, *, measure: bool = True) -> dict[str, float] | 
     Measured once in a process of its own (a few seconds) and kept in the user's cache folder; None without torch, or
     where nothing is cached and *measure* is off.
     """
-    file = (
-        _cache_folder()
-        / f"speed-{digest([platform.node(), platform.processor(), platform.version(), threads])[:12]}.json"
-    )
+    file = cache_folder() / f"speed-{fingerprint(threads)}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     if not measure:
@@ -102,8 +91,3 @@ def seconds_of(graph: Graph, name: str, speeds: dict[str, float]) -> float:
     width = graph[name].shape.hidden_size
     nearest = min(speeds, key=lambda w: abs(int(w) - width))
     return graph.own_flops(name) / speeds[nearest]
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
-    return Path(base) / "ract"
