@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ract.errors import BadInput
 from ract.export.source import Source
+from ract.export.vocabulary import token_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +29,6 @@ _LOADERS: dict[str, dict[str, str]] = {
         "qwen2": "Qwen2Loader",
         "qwen3": "Qwen3Loader",
         "gpt2": "GPT2Loader",
-        "gemma": "GemmaLoader",
     },
     "encoder-decoder": {"marian": "BartLoader", "bart": "BartLoader", "t5": "T5Loader"},
     "encoder": {
@@ -58,7 +58,9 @@ def write(source: Source, staging: Path, precision: str) -> None:
     name = _LOADERS[source.kind].get(source.architecture)
     if name is None:
         known = ", ".join(sorted(_LOADERS[source.kind]))
-        raise BadInput(f"CTranslate2 has no {source.kind} of type {source.architecture} (it has {known})", "Use ONNX")
+        raise BadInput(
+            f"CTranslate2 has no {source.kind} of type {source.architecture} (it has {known})", "Use --format onnx"
+        )
     _check(source)
     with torch.no_grad():
         spec = _spec(source, getattr(loaders, name)())
@@ -73,8 +75,9 @@ def _check(source: Source) -> None:
     """BadInput for settings that the loaders pass over in silence."""
     config: Any = source.model.config
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") not in ("default", "linear", "llama3"):
-        raise BadInput(f"CTranslate2 does not scale positions as this model ({rope['rope_type']})", "Use ONNX")
+    kind = rope.get("rope_type", "default")
+    if kind not in ("default", "linear"):  # its own scaling of Llama 3 is off from the second token on (4.8)
+        raise BadInput(f"CTranslate2 does not scale positions as this model does ({kind})", "Use --format onnx or gguf")
     width = getattr(config, "head_dim", None) or 0
     if source.architecture in ("llama", "qwen2") and width * config.num_attention_heads not in (0, config.hidden_size):
         raise BadInput(
@@ -82,14 +85,13 @@ def _check(source: Source) -> None:
             f"{config.num_attention_heads} × {width} and {config.hidden_size}",
             "Use --format onnx or gguf",
         )
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if "sliding_attention" in kinds or (source.architecture == "mistral" and window):
-        if source.limit and window and source.limit <= window:
-            return  # never reached
-        raise BadInput("CTranslate2's attention over a sliding window is not that of transformers", "Use ONNX")
+    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
+    if window and window < (source.limit or 10**9) and kinds != {"full_attention"}:
+        raise BadInput(
+            f"CTranslate2's sliding window ({window} tokens) is not that of transformers", "Use --format onnx"
+        )
     if source.kind == "encoder" and getattr(config, "position_embedding_type", "absolute") != "absolute":
-        raise BadInput("CTranslate2 has only absolute positions for encoders", "Use ONNX")
+        raise BadInput("CTranslate2 has only absolute positions for encoders", "Use --format onnx")
 
 
 def _spec(source: Source, loader: Any) -> Any:
@@ -104,9 +106,12 @@ def _spec(source: Source, loader: Any) -> Any:
         model.config.normalize_before, model.config.normalize_embedding = False, True
     if source.architecture == "mistral":
         model.config.sliding_window = None
-    spec = loader.get_model_spec(model)
+    try:
+        spec = loader.get_model_spec(model)
+    except (KeyError, NotImplementedError) as error:
+        raise BadInput(f"CTranslate2 lacks what this model needs: {error.args[0]}", "Use --format onnx") from error
     loader.set_config(spec.config, model, source.tokenizer)
-    tokens = _vocabulary(source)
+    tokens = [f"<unused {row}>" if name is None else name for row, name in enumerate(token_names(source))]
     if source.kind == "encoder-decoder":
         spec.register_source_vocabulary(tokens)
         spec.register_target_vocabulary(tokens)
@@ -114,18 +119,6 @@ def _spec(source: Source, loader: Any) -> Any:
         spec.register_vocabulary(tokens)
     _name_tokens(spec.config, source, tokens)
     return spec
-
-
-def _vocabulary(source: Source) -> list[str]:
-    """A name of its own for every row of the embeddings, those that the tokenizer does not use included."""
-    rows = source.model.get_input_embeddings().weight.shape[0]
-    known = {number: token for token, number in source.tokenizer.get_vocab().items()}
-    if max(known) >= rows:
-        raise BadInput(
-            f"the tokenizer of {source.directory} has more tokens ({max(known) + 1}) than the model ({rows})",
-            "Use the tokenizer that the model was trained with",
-        )
-    return [known.get(number, f"<unused {number}>") for number in range(rows)]
 
 
 def _name_tokens(config: Any, source: Source, tokens: list[str]) -> None:
