@@ -1,4 +1,4 @@
-"""Commands that use a model on text: generate, classify, translate; and export, which makes it run anywhere."""
+"""Commands that use a model on text: generate, classify, translate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Annotated
 import typer
 
 from ract.cli.app import app
+from ract.cli.limits import Adaptive, MaxLatency, MaxMemory, MaxSize, Threads, runtime_options
 from ract.cli.lines import prompt_of, texts_of, write_utf8
 
-Model = Annotated[Path, typer.Argument(metavar="DIR", help="A model directory, or a finished run (its final model).")]
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="A model directory, an exported model, or a finished run (its final model)."),
+]
 Texts = Annotated[
     list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; - reads standard input, a text a line.")
 ]
@@ -33,6 +37,11 @@ def generate_command(
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text. Repeatable.")] = None,
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Print the prompt too.")] = True,
+    max_size: MaxSize = None,
+    max_latency_ms: MaxLatency = None,
+    max_memory_mb: MaxMemory = None,
+    adaptive: Adaptive = False,
+    threads: Threads = None,
 ) -> None:
     """Continue a text, streaming."""
     write_utf8()
@@ -48,6 +57,7 @@ def generate_command(
         top_k=top_k,
         seed=seed,
         stop=stop or (),
+        **runtime_options(model, max_size, max_latency_ms, max_memory_mb, adaptive, threads),
     )
     if echo:
         sys.stdout.write(text)
@@ -67,13 +77,20 @@ def classify_command(
     ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")] = 32,
     as_json: JsonLines = False,
+    max_size: MaxSize = None,
+    max_latency_ms: MaxLatency = None,
+    max_memory_mb: MaxMemory = None,
+    adaptive: Adaptive = False,
+    threads: Threads = None,
 ) -> None:
     """Print the class of each text with its probability, one line a text."""
     write_utf8()
     groups = texts_of(texts or [], file, batch_size)
     from ract.runtime.classify import TextClassifier
 
-    classifier = TextClassifier(model)
+    classifier = TextClassifier(
+        model, **runtime_options(model, max_size, max_latency_ms, max_memory_mb, adaptive, threads)
+    )
     cut = 0
     for group in groups:
         for found in classifier.classify(group, batch_size=batch_size, windows=windows):
@@ -100,13 +117,19 @@ def translate_command(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Lines at a time.")] = 16,
     split: Annotated[bool, typer.Option("--split/--whole", help="Translate a line sentence by sentence.")] = True,
     as_json: JsonLines = False,
+    max_size: MaxSize = None,
+    max_latency_ms: MaxLatency = None,
+    max_memory_mb: MaxMemory = None,
+    adaptive: Adaptive = False,
+    threads: Threads = None,
 ) -> None:
     """Translate each text: as many lines out as in, in their order."""
     write_utf8()
     groups = texts_of(texts or [], file, batch_size)
     from ract.runtime.translate import Translator
 
-    translator = Translator(model)
+    options = runtime_options(model, max_size, max_latency_ms, max_memory_mb, adaptive, threads)
+    translator = Translator(model, **options)
     for group in groups:
         outputs = translator.translate(
             group, num_beams=num_beams, max_new_tokens=max_new_tokens, batch_size=batch_size, split=split

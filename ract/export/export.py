@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import logging
@@ -16,10 +17,10 @@ from ract.checkpoint.directory import publish
 from ract.checkpoint.live import quiet
 from ract.data.tokenizer import copy_tokenizer
 from ract.errors import BadInput, RactError, nearest, needs_extra
-from ract.export.source import load_source
-from ract.export.verify import compare, sample
+from ract.export.source import Source, load_source
+from ract.export.verify import Sample, compare, sample
 from ract.runtime.engines.base import open_graphs
-from ract.runtime.manifest import Engine, Precision, write_manifest
+from ract.runtime.manifest import Engine, HeldOut, Precision, write_manifest
 
 # What ``pip install "ract[…]"`` has to name for each format.
 EXTRAS: dict[str, str] = {form: "train" if form == "onnx" else form for form in get_args(Engine)}
@@ -38,8 +39,8 @@ def export(
     model_dir: str | Path,
     out: str | Path,
     *,
-    format: str = "onnx",
-    precision: str = "fp32",
+    format: Engine = "onnx",
+    precision: Precision = "fp32",
     data: Sequence[str] = (),
     force: bool = False,
 ) -> Exported:
@@ -53,23 +54,47 @@ def export(
     """
     _known("format", format, get_args(Engine))
     _known("precision", precision, get_args(Precision))
-    with needs_extra(f"ract export --format {format}", EXTRAS[format]):
-        writer = importlib.import_module(f"ract.export.{format}")
+    with needs_extra(f"ract export --format {format}", EXTRAS[format]):  # before the model is loaded for nothing
+        importlib.import_module(f"ract.export.{format}")
     source = load_source(model_dir)
-    with publish(Path(out), force=force) as staging:
-        with needs_extra(f"ract export --format {format}", EXTRAS[format]), silent():
+    texts = hashlib.sha256("\0".join(map(str, data)).encode()).hexdigest()
+    return export_source(source, Path(out), format, precision, sample(source, data), data=texts, force=force)
+
+
+def export_source(
+    source: Source,
+    out: Path,
+    format: Engine,
+    precision: Precision,
+    given: Sample,
+    *,
+    data: str = "",
+    node: str = "",
+    force: bool = False,
+) -> Exported:
+    """:func:`export` for a model that is loaded, compared on *given*, whose texts *data* names; *node*: its name in the
+    tree.
+    """
+    extra = EXTRAS[format]
+    with needs_extra(f"ract export --format {format}", extra):
+        writer = importlib.import_module(f"ract.export.{format}")
+    with publish(out, force=force) as staging:
+        with needs_extra(f"ract export --format {format}", extra), silent():
             writer.write(source, staging, precision)
         if not (staging / "tokenizer.json").is_file():
             copy_tokenizer(source.directory, staging)
-        write_manifest(staging, source.manifest(format, precision))  # type: ignore[arg-type]
-        measured = compare(source.model, open_graphs(staging, verify=False), sample(source, data))
+        manifest = source.manifest(format, precision).model_copy(update={"node": node})
+        write_manifest(staging, manifest)
+        measured = compare(source.model, open_graphs(staging, verify=False), given)
         if precision == "fp32" and not measured["same"]:
             raise RactError(
                 f"a probability differs from the original's by {measured['largest_difference']:.1e}",
                 "Report this with the model's config.json: the export is wrong",
             )
-    size = sum(file.stat().st_size for file in Path(out).iterdir())
-    return Exported(Path(out), size, measured)
+        if given.held_out:
+            held_out = HeldOut(data=data, loss=measured["loss_exported"], loss_original=measured["loss"])
+            write_manifest(staging, manifest.model_copy(update={"held_out": held_out}))
+    return Exported(out, sum(file.stat().st_size for file in out.iterdir()), measured)
 
 
 def _known(what: str, given: str, known: Sequence[str]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ract.errors import BadInput
-from ract.runtime.engines import open_engine
-from ract.runtime.locate import model_at
+from ract.runtime.open import open_engine
 from ract.runtime.tokens import mended
 
 
@@ -45,14 +44,13 @@ class ClassifyingEngine(Protocol):
 
 class TextClassifier:
     """A loaded classifier, for callers with more than one text. *path* is a model directory, an exported model or a
-    finished run.
+    finished run; *options* are those of :func:`ract.runtime.open.open_engine`.
 
     Raises BadInput as loading does.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = model_at(path)
-        self.engine: ClassifyingEngine = open_engine(self.path, "Classifier", "classify")
+    def __init__(self, path: str | Path, **options: Any) -> None:
+        self.engine: ClassifyingEngine = open_engine(path, "Classifier", "classify", **options)
         self.limit, self.labels = self.engine.limit, self.engine.labels
 
     def classify(self, texts: Sequence[str], *, batch_size: int = 32, windows: bool = False) -> list[Classified]:

@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ract.errors import BadInput
-from ract.runtime.engines import open_engine
-from ract.runtime.locate import model_at
-from ract.runtime.manifest import is_exported
+from ract.runtime.open import open_engine
 from ract.runtime.sampling import Sampler
 from ract.runtime.tokens import mended
 
@@ -35,12 +33,14 @@ class Decoder(Protocol):
 
 
 class TextGenerator:
-    """A loaded model that continues texts, for callers with more than one prompt. Raises BadInput as loading does."""
+    """A loaded model that continues texts, for callers with more than one prompt. *options* are those of
+    :func:`ract.runtime.open.open_engine`: threads, device, limits, adaptive, notice.
 
-    def __init__(self, path: str | Path, *, device: str = "cpu", threads: int = 1) -> None:
-        directory = model_at(path)
-        options = {"threads": threads} if is_exported(directory) else {"device": device}
-        self.engine: Decoder = open_engine(directory, "Decoder", "generate", **options)
+    Raises BadInput as loading does.
+    """
+
+    def __init__(self, path: str | Path, **options: Any) -> None:
+        self.engine: Decoder = open_engine(path, "Decoder", "generate", **options)
 
     def stream(
         self,
@@ -104,12 +104,13 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
     stop: Sequence[str] = (),
-    device: str = "cpu",
-    threads: int = 1,
+    **options: Any,
 ) -> Iterator[str]:
-    """Load the model at *model_dir*, exported or not, and continue *prompt*: see :meth:`TextGenerator.stream`."""
+    """Load the model at *model_dir*, exported or not, and continue *prompt*: see :meth:`TextGenerator.stream`. Further
+    *options* are those of :class:`TextGenerator`.
+    """
     check_options(max_new_tokens, temperature, top_p, top_k, stop)
-    return TextGenerator(model_dir, device=device, threads=threads).stream(
+    return TextGenerator(model_dir, **options).stream(
         prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

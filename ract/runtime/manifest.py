@@ -16,12 +16,25 @@ Engine = Literal["onnx", "openvino", "gguf", "ctranslate2", "litert", "executorc
 Precision = Literal["fp32", "int8", "int4"]
 
 
+class HeldOut(BaseModel):
+    """What an export loses on text that nobody trained on: mean *loss* in nats a token (a classifier: a text), and
+    *loss_original* of the model it was made from; *data* names the texts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    loss: float
+    loss_original: float
+
+
 class Manifest(BaseModel):
     """What an exported model is.
 
     *engine* runs it; *kind* is decoder, encoder or encoder-decoder; *precision* that of its weights; *limit* the most
     tokens it looks at (0: no limit). *labels* are a classifier's classes in order; *start* is the token a translation
     begins with, *ends* those that end a text.
+    *node* is its name in the tree it comes from, *held_out* what it was measured at.
     *source* is the content hash of the model directory it was made from.
     """
 
@@ -40,6 +53,8 @@ class Manifest(BaseModel):
     start: int | None = None
     ends: tuple[int, ...] = ()
     pad: int = 0
+    node: str = ""
+    held_out: HeldOut | None = None
     files: dict[str, FileRecord] = {}
 
 

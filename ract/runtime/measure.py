@@ -1,4 +1,4 @@
-"""How fast an exported model runs on this machine and what memory that takes: measured once, in a process of its own."""
+"""How fast an exported model runs on this machine and in what memory: measured once, in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _TEXT, _SENTENCE, _BEAMS = 64, 16, 4  # tokens of a classifier's text and of a t
 
 @dataclass(frozen=True)
 class Measured:
-    """*latency_ms*: a token of a decoder (greedy, after a prompt of 32), a text of 64 tokens of a classifier, a sentence
-    of 16 tokens of a translator (4 beams, as many tokens out); medians. *peak_memory_bytes* is the whole process's, 0
-    where the system does not say; *load_ms* the time until the engine was ready; *threads* of one operation.
+    """*latency_ms*: a token of a decoder (greedy, after a prompt of 32), a text of 64 tokens of a classifier, a
+    sentence of 16 tokens of a translator (4 beams, as many tokens out); medians. *peak_memory_bytes* is the whole
+    process's, 0 where the system does not say; *load_ms* the time until the engine was ready; *threads* of one
+    operation.
     """
 
     size_bytes: int

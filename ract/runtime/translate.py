@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ract.errors import BadInput
-from ract.runtime.engines import open_engine
-from ract.runtime.locate import model_at
+from ract.runtime.open import open_engine
 from ract.runtime.tokens import mended
 
 # The end of a sentence: a mark (and a closing quote) before a space and no lower-case letter, or a full-width mark.
@@ -41,14 +40,13 @@ class TranslatingEngine(Protocol):
 
 class Translator:
     """A loaded translator, for callers with more than one text. *path* is a model directory, an exported model or a
-    finished run.
+    finished run; *options* are those of :func:`ract.runtime.open.open_engine`.
 
     Raises BadInput as loading does.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = model_at(path)
-        self.engine: TranslatingEngine = open_engine(self.path, "Translator", "translate")
+    def __init__(self, path: str | Path, **options: Any) -> None:
+        self.engine: TranslatingEngine = open_engine(path, "Translator", "translate", **options)
         self.limit = self.engine.limit
         language = re.split("[-_]", self.engine.target_language.lower())[0]
         self.joint = "" if language in _WITHOUT_SPACES else " "
