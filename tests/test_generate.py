@@ -89,8 +89,7 @@ def test_after_sliding_the_next_token_is_that_of_the_last_half(tmp_path: Path) -
     path = byte_level_model(tmp_path, "GPT-2", n_positions=16)
     generator = TextGenerator(path)
     numbers = generator.engine.encode(PROMPT)
-    pieces = generator._pieces(numbers, Sampler(0, 1, 0, 0), 17 - len(numbers) + 1)
-    detokenized = "".join(pieces)
+    detokenized = "".join(generator.stream(PROMPT, max_new_tokens=17 - len(numbers) + 1, temperature=0))
     seen = [*numbers, *tokens_of(path, PROMPT, 17 - len(numbers))]
     model = AutoModelForCausalLM.from_pretrained(path)
     with torch.no_grad():

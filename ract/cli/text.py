@@ -37,6 +37,10 @@ def generate_command(
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text. Repeatable.")] = None,
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Print the prompt too.")] = True,
+    draft: Annotated[
+        Path | None,
+        typer.Option("--draft", help="An exported smaller model of the same tree that proposes; the text stays as is."),
+    ] = None,
     max_size: MaxSize = None,
     max_latency_ms: MaxLatency = None,
     max_memory_mb: MaxMemory = None,
@@ -57,6 +61,7 @@ def generate_command(
         top_k=top_k,
         seed=seed,
         stop=stop or (),
+        draft=draft,
         **runtime_options(model, max_size, max_latency_ms, max_memory_mb, adaptive, threads),
     )
     if echo:

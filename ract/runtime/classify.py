@@ -50,6 +50,7 @@ class TextClassifier:
     """
 
     def __init__(self, path: str | Path, **options: Any) -> None:
+        self.path = Path(path)
         self.engine: ClassifyingEngine = open_engine(path, "Classifier", "classify", **options)
         self.limit, self.labels = self.engine.limit, self.engine.labels
 

@@ -34,13 +34,19 @@ class Decoder(Protocol):
 
 class TextGenerator:
     """A loaded model that continues texts, for callers with more than one prompt. *options* are those of
-    :func:`ract.runtime.open.open_engine`: threads, device, limits, adaptive, notice.
+    :func:`ract.runtime.open.open_engine`: threads, device, limits, adaptive, notice. *draft*: an exported smaller model
+    of the same tree that proposes *ahead* tokens at a time (:mod:`ract.runtime.speculate`); the text stays as without.
 
     Raises BadInput as loading does.
     """
 
-    def __init__(self, path: str | Path, **options: Any) -> None:
+    def __init__(self, path: str | Path, *, draft: str | Path | None = None, ahead: int = 4, **options: Any) -> None:
         self.engine: Decoder = open_engine(path, "Decoder", "generate", **options)
+        self.speculator = None
+        if draft is not None:
+            from ract.runtime.speculate import speculator
+
+            self.speculator = speculator(self.engine, Path(draft), ahead=ahead, threads=options.get("threads") or 1)
 
     def stream(
         self,
@@ -65,8 +71,12 @@ class TextGenerator:
         """
         check_options(max_new_tokens, temperature, top_p, top_k, stop)
         numbers = self._encode(prompt)
-        pieces = self._pieces(numbers, Sampler(temperature, top_p, top_k, seed), max_new_tokens)
-        return cut_at(pieces, stop)
+        sampler = Sampler(temperature, top_p, top_k, seed)
+        if self.speculator is None:
+            drawn = self._drawn(numbers, sampler, max_new_tokens)
+        else:
+            drawn = self.speculator.tokens(numbers, sampler, max_new_tokens)
+        return cut_at(self._pieces(numbers, drawn), stop)
 
     def _encode(self, prompt: str) -> list[int]:
         numbers = self.engine.encode(mended(prompt))
@@ -77,19 +87,26 @@ class TextGenerator:
             )
         return numbers
 
-    def _pieces(self, numbers: list[int], sampler: Sampler, max_new_tokens: int) -> Iterator[str]:
-        text = _Detokenizer(self.engine.decode, numbers)
+    def _drawn(self, numbers: list[int], sampler: Sampler, max_new_tokens: int) -> Iterator[int]:
+        """Tokens after *numbers*, one by one."""
         cache: object = None
+        written = list(numbers)
         seen, fresh, limit = 0, numbers, self.engine.limit
         for _ in range(max_new_tokens):
             if limit is not None and seen + len(fresh) > limit:
-                cache, seen, fresh = None, 0, text.numbers[-max(1, limit // 2) :]
+                cache, seen, fresh = None, 0, written[-max(1, limit // 2) :]
             logits, cache = self.engine.next_logits(fresh, seen, cache)
             seen += len(fresh)
-            number = sampler(logits)
+            fresh = [sampler(logits)]
+            written += fresh
+            yield fresh[0]
+
+    def _pieces(self, numbers: list[int], drawn: Iterable[int]) -> Iterator[str]:
+        """The text of the tokens *drawn* after *numbers*, up to one that ends it."""
+        text = _Detokenizer(self.engine.decode, numbers)
+        for number in drawn:
             if number in self.engine.ends:
                 break
-            fresh = [number]
             yield text.add(number)
         yield text.rest()
 

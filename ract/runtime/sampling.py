@@ -24,8 +24,19 @@ class Sampler:
         if self.temperature == 0:
             return int(logits.argmax())
         kept = self.kept(logits)
-        likely = softmax(logits[kept].astype(np.float64) / self.temperature)
-        return int(kept[np.searchsorted(np.cumsum(likely), self.generator.random() * likely.sum(), side="right")])
+        return int(kept[self.draw(softmax(logits[kept].astype(np.float64) / self.temperature))])
+
+    def draw(self, likely: npt.NDArray[np.float64]) -> int:
+        """A place drawn from the probabilities *likely* (any,)."""
+        found = np.searchsorted(np.cumsum(likely), self.generator.random() * likely.sum(), side="right")
+        return int(min(found, np.flatnonzero(likely)[-1]))  # rounding may point behind the last one
+
+    def distribution(self, logits: Logits) -> npt.NDArray[np.float64]:
+        """The probabilities ``(vocab,)`` that a token is drawn with; the temperature is not 0."""
+        kept = self.kept(logits)
+        found = np.zeros(logits.shape[-1])
+        found[kept] = softmax(logits[kept].astype(np.float64) / self.temperature)
+        return found
 
     def kept(self, logits: Logits) -> npt.NDArray[np.int64]:
         """The tokens that may be drawn, the likeliest first."""

@@ -46,6 +46,7 @@ class Translator:
     """
 
     def __init__(self, path: str | Path, **options: Any) -> None:
+        self.path = Path(path)
         self.engine: TranslatingEngine = open_engine(path, "Translator", "translate", **options)
         self.limit = self.engine.limit
         language = re.split("[-_]", self.engine.target_language.lower())[0]

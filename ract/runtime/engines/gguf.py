@@ -57,7 +57,7 @@ class GgufModel:
     def __init__(self, directory: str | Path, *, threads: int = 1, verify: bool = True) -> None:
         self.directory = Path(directory)
         self.manifest: Manifest = read_manifest(self.directory, verify=verify)
-        self.file = LlamaFile(self.directory / FILE_NAME)
+        self.file = LlamaFile(self.directory / FILE_NAME, mapped=self.manifest.precision != "int4")
         self.threads = threads or os.cpu_count() or 1
         self._context: _Context | None = None
         self._held: Ids = np.zeros(0, dtype=np.int64)  # the tokens whose keys and values are in the cache
@@ -85,7 +85,8 @@ class GgufModel:
         """Logits (*wanted*, vocabulary) after the last *wanted* of *tokens*, all of which are in the cache then."""
         with self._lock:
             context = self._room_for(len(tokens))
-            limit = min(len(self._held), len(tokens) - wanted)
+            first = len(tokens) - wanted  # whose logits are asked for
+            limit = min(len(self._held), first)
             differs = np.flatnonzero(self._held[:limit] != tokens[:limit])
             kept = int(differs[0]) if len(differs) else limit
             context.forget(kept)
@@ -93,7 +94,7 @@ class GgufModel:
             found = []
             for start in range(kept, len(tokens), _CHUNK):
                 chunk = tokens[start : start + _CHUNK]
-                found.append(context.read(chunk, start, max(0, start + len(chunk) - (len(tokens) - wanted))))
+                found.append(context.read(chunk, start, min(len(chunk), max(0, start + len(chunk) - first))))
                 self._held = tokens[: start + len(chunk)]
             return np.concatenate(found)
 
@@ -110,15 +111,19 @@ class GgufModel:
 
 
 class LlamaFile:
-    """A GGUF file, opened; with *vocab_only* its tokenizer alone. Raises BadInput when llama.cpp refuses it."""
+    """A GGUF file, opened; with *vocab_only* its tokenizer alone. *mapped* saves memory, but not with 4-bit weights:
+    llama.cpp rearranges a copy of them. Raises BadInput when llama.cpp refuses the file.
+    """
 
-    def __init__(self, file: Path, *, vocab_only: bool = False) -> None:
+    def __init__(self, file: Path, *, vocab_only: bool = False, mapped: bool = True) -> None:
         if not file.is_file():
             raise BadInput(f"{file} is missing", "Export the model again")
         llama_cpp.llama_log_set(_logged, None)
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers, parameters.vocab_only = 0, vocab_only
+        if not mapped:
+            parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self.pointer: Any = llama_cpp.llama_model_load_from_file(os.fsencode(file), parameters)
         if not self.pointer:
             raise BadInput(f"{file} is not a model that llama.cpp opens ({_last_error})", "Export the model again")
