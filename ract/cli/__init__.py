@@ -9,7 +9,7 @@ from ract.cli.app import app
 from ract.errors import RactError
 
 # Each module adds its commands to the app when it is imported; none of them imports torch.
-from ract.cli import plans, models, evaluate, compare, text, export  # noqa: F401  isort: skip
+from ract.cli import plans, models, evaluate, compare, text, export, compress  # noqa: F401  isort: skip
 
 
 def main() -> None:

@@ -105,7 +105,10 @@ def kept_heads(groups: int, share: float) -> int:
     """How many of *groups* key-value groups stay; BadInput when that is all of them."""
     kept = max(1, round(groups * (1 - share)))
     if kept == groups:
-        raise BadInput(f"{share:.0%} of {groups} key-value groups is not one of them", "Prune a larger share")
+        what = "only one key-value group" if groups == 1 else f"{groups} key-value groups"
+        raise BadInput(
+            f"a block has {what}: {share:.0%} of that is none that could go", "Prune something else, or more"
+        )
     return kept
 
 
@@ -249,7 +252,8 @@ def _head_fields(known: Anatomy, units: Sequence[Units], counts: Mapping[int, in
     if key in known.config:
         fields[key] = stay
     if _changed(known.config, fields) != _shapes(known, units, counts):
-        raise BadInput(f"the width of a head of {known.model_class} follows from how many there are", _OTHERWISE)
+        what = f"the config of a {known.model_class} cannot say fewer heads of the same width and nothing else"
+        raise BadInput(what, _OTHERWISE)
     return fields
 
 
