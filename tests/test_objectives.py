@@ -72,8 +72,9 @@ def test_targets_and_logits_correspond_and_a_cut_batch_sums_to_the_whole(data: d
                 seen += len(answers)
         return loss, seen, targets
 
-    whole = total(build_objective(spec(kind, micro_batch_tokens=10**6), data[kind]), 1)
-    cut = total(build_objective(spec(kind, micro_batch_tokens=64), data[kind]), 2)
+    changed = {"token_splits": 0.3, "token_dropout": 0.3} if kind == "classification" else {}
+    whole = total(build_objective(spec(kind, micro_batch_tokens=10**6, **changed), data[kind]), 1)
+    cut = total(build_objective(spec(kind, micro_batch_tokens=64, **changed), data[kind]), 2)
     assert whole[1] == whole[2] == cut[1] == cut[2]
     assert cut[0] == pytest.approx(whole[0], rel=1e-4)
 
@@ -88,6 +89,19 @@ def test_masks_follow_from_the_step_and_cover_their_share(data: dict[str, Exampl
     assert targets == int(chosen.sum()) and 0.2 < chosen.float().mean() < 0.4
     mask = load_tokenizer(data["masked"].tokenizer_dir).mask_token_id
     assert 0.7 < (one["input_ids"][chosen] == mask).float().mean() < 0.9
+
+
+def test_texts_are_changed_in_training_alone_and_anew_in_every_step(data: dict[str, Examples]) -> None:
+    own = data["classification"]
+    settings = spec("classification", batch_tokens=10**6, token_splits=0.5, token_dropout=0.2)
+    plain, objective = build_objective(spec("classification"), own), build_objective(settings, own)
+    (one, *_), _ = objective.micro_batches(0)
+    (again, *_), _ = objective.micro_batches(0)
+    (later, *_), _ = objective.micro_batches(1)
+    assert torch.equal(one["input_ids"], again["input_ids"])
+    assert one["input_ids"].shape != later["input_ids"].shape or not torch.equal(one["input_ids"], later["input_ids"])
+    for a, b in zip(plain.valid_batches(), objective.valid_batches(), strict=True):
+        assert torch.equal(a["input_ids"], b["input_ids"])
 
 
 def test_balanced_classes_have_the_same_share(tmp_path: Path) -> None:
@@ -116,7 +130,7 @@ def test_training_learns(data: dict[str, Examples], kind: str, share: float) -> 
 def test_a_killed_run_with_dropout_ends_in_the_weights_of_an_undisturbed_one(
     tmp_path: Path, data: dict[str, Examples], kind: str
 ) -> None:
-    settings = spec(kind)
+    settings = spec(kind, **({"token_splits": 0.3, "token_dropout": 0.1} if kind == "classification" else {}))
     undisturbed = model(kind, data[kind])
     training(kind, data[kind], undisturbed, settings=settings).run()
 

@@ -21,6 +21,8 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "ema": 0.0,
     "label_smoothing": 0.0,
     "class_weights": "none",
+    "token_splits": 0.0,
+    "token_dropout": 0.0,
     "patience": 3,
     "evaluations": 0,  # none given: as often as is cheap
     "precision": "auto",

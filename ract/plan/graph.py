@@ -78,6 +78,8 @@ class TrainSpec:
     domain: str = ""
     label_smoothing: float = 0.0
     class_weights: str = "none"
+    token_splits: float = 0.0
+    token_dropout: float = 0.0
 
     @property
     def steps(self) -> int:

@@ -106,6 +106,12 @@ class TrainTable(Table):
     class_weights: Literal["none", "balanced"] | None = Field(
         default=None, description="classification: balanced makes every class count alike"
     )
+    token_splits: Fraction | None = Field(
+        default=None, description="classification: share of the tokens of a training text that are shown in two pieces"
+    )
+    token_dropout: Fraction | None = Field(
+        default=None, description="classification: share of the tokens of a training text that are hidden"
+    )
     patience: int | None = Field(
         default=None, ge=0, description="evaluations without gain before an early stop; 0: never"
     )

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ract.cost import MASKED_SHARE
-from ract.data.batches import training_batch, window_count
-from ract.data.example_batches import IGNORED, Batch, ExampleOrder, collate, heldout_batches, micro_batches
+from ract.data.batches import padded, training_batch, window_count
+from ract.data.example_batches import IGNORED, Batch, ExampleOrder, Indices, collate, heldout_batches, micro_batches
 from ract.data.examples import Examples
 from ract.data.tokenizer import load_tokenizer
 from ract.data.tokens import Corpus
 from ract.errors import BadInput
 from ract.plan.graph import TrainSpec
+from ract.train.augment import Augmentation
 
 VALID_TOKENS = 16_384
 _VALID_EXAMPLE_TOKENS = 32_768
@@ -148,7 +149,11 @@ class _OfExamples(Objective):
             total = int(self.data.targets["train"].lengths[examples].sum())
         else:
             total = len(examples)
-        return [collate(self.data, "train", piece) for piece in pieces], total
+        return self._batches(step + self.first_step, examples, pieces), total
+
+    def _batches(self, step: int, examples: Indices, pieces: list[Indices]) -> list[Batch]:
+        """A batch of each of *pieces*, which are this process's part of the *examples* of *step*."""
+        return [collate(self.data, "train", piece) for piece in pieces]
 
     def valid_batches(self) -> list[Batch]:
         """Examples from all over the valid split."""
@@ -160,14 +165,38 @@ class _OfExamples(Objective):
 
 
 class Classification(_OfExamples):
-    """The class of a text. With ``class_weights = "balanced"`` every class has the same share in the loss."""
+    """The class of a text. With ``class_weights = "balanced"`` every class has the same share in the loss.
+
+    With *token_splits* or *token_dropout* a text is seen changed in training (:mod:`ract.train.augment`); how, follows
+    from the step and the step's examples alone.
+    """
 
     def __init__(self, spec: TrainSpec, data: Examples) -> None:
         super().__init__(spec, data)
+        self.augmentation = None
+        if spec.token_splits or spec.token_dropout:
+            self.augmentation = Augmentation(
+                load_tokenizer(data.tokenizer_dir),
+                splits=spec.token_splits,
+                dropout=spec.token_dropout,
+                max_tokens=data.max_tokens,
+            )
         self.weights = None
         if spec.class_weights == "balanced":
             counts = np.bincount(data.label_ids["train"][self.order.members], minlength=len(data.labels))
             self.weights = torch.from_numpy(counts.sum() / (len(counts) * np.maximum(counts, 1))).float()
+
+    def _batches(self, step: int, examples: Indices, pieces: list[Indices]) -> list[Batch]:
+        batches = super()._batches(step, examples, pieces)
+        if self.augmentation is None:
+            return batches
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.spec.order_seed, step))))
+        rows = self.augmentation([self.data.tokens["train"][i] for i in examples.tolist()], generator)
+        shown = dict(zip(examples.tolist(), rows, strict=True))
+        for batch, piece in zip(batches, pieces, strict=True):
+            inputs, mask = padded([shown[i] for i in piece.tolist()], self.data.pad_token_id)
+            batch |= {"input_ids": torch.from_numpy(inputs), "attention_mask": torch.from_numpy(mask)}
+        return batches
 
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """(texts, classes)."""
