@@ -59,7 +59,7 @@ def write(source: Source, staging: Path, precision: str) -> None:
     if name is None:
         known = ", ".join(sorted(_LOADERS[source.kind]))
         raise BadInput(
-            f"CTranslate2 has no {source.kind} of type {source.architecture} (it has {known})", "Use --format onnx"
+            f"CTranslate2 has no {source.architecture} among its kinds of {source.kind} ({known})", "Use --format onnx"
         )
     _check(source)
     with torch.no_grad():

@@ -45,7 +45,7 @@ def write(source: Source, staging: Path, precision: str) -> None:
     if architecture is None or source.kind != "decoder":
         known = ", ".join(sorted(_ARCHITECTURES))
         raise BadInput(
-            f"GGUF is written for decoders ({known}), not for a {source.kind} of type {source.architecture}",
+            f"GGUF is written for decoders ({known}), not for {source.architecture} ({source.kind})",
             "Use --format onnx",
         )
     _check(source, precision)

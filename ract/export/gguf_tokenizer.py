@@ -24,7 +24,7 @@ from ract.export.vocabulary import token_names
 from ract.runtime.engines.gguf import LlamaFile
 
 # GPT-2's pattern, which byte-level pre-tokenizers have by default. llama.cpp has it under several names; with most of
-# them ("gpt-2" too) its detokenizer drops the space before a full stop, with this one it gives back the text.
+# them ("gpt-2" too) llama_detokenize drops the space before a full stop, with this one it gives back the text.
 _GPT2 = "trillion"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -98,7 +98,7 @@ def check_tokenizer(file: Path, source: Source) -> None:
                 "Use --format onnx, which takes any tokenizer along",
             )
         bare = backend.encode(text, add_special_tokens=False).ids
-        written, right = _detokenize(opened, bare), backend.decode(bare)
+        written, right = _written(opened, bare), backend.decode(bare)
         if written != right:
             raise BadInput(
                 f"llama.cpp writes {written!r} for {bare}, the tokenizer of {source.directory} {right!r}",
@@ -184,9 +184,13 @@ def _tokenize(opened: LlamaFile, text: str) -> list[int]:
     return list(numbers[:count])
 
 
-def _detokenize(opened: LlamaFile, numbers: list[int]) -> str:
-    given = (llama_cpp.llama_token * len(numbers))(*numbers)
-    room = 64 * len(numbers) + 64
-    written = ctypes.create_string_buffer(room)
-    count = llama_cpp.llama_detokenize(opened.vocabulary, given, len(numbers), written, room, False, False)
-    return written.raw[:count].decode(errors="replace")
+def _written(opened: LlamaFile, numbers: list[int]) -> str:
+    """The text of *numbers*, token by token, as programs print it."""
+    room, pieces = 1024, []
+    piece = ctypes.create_string_buffer(room)
+    spaced = llama_cpp.llama_vocab_type(opened.vocabulary) == llama_cpp.LLAMA_VOCAB_TYPE_SPM
+    for place, number in enumerate(numbers):
+        leading = int(spaced and place == 0)  # the space that SentencePiece puts before a text
+        count = llama_cpp.llama_token_to_piece(opened.vocabulary, number, piece, room, leading, False)
+        pieces.append(piece.raw[: max(count, 0)])
+    return b"".join(pieces).decode(errors="replace")
