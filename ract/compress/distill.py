@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 TASKS = {"decoder": "language-modeling", "encoder": "classification", "encoder-decoder": "translation"}
 _OBJECTIVES = {"decoder": "next-token", "encoder": "classification", "encoder-decoder": "translation"}
 _LONGEST = 256  # tokens of a text or of a window
+_VALID = 0.05
 _POSITIONS = 1024  # of a student whose teacher sets no limit
 _DROPOUT = {"decoder": 0.0, "encoder": 0.1, "encoder-decoder": 0.1}
 # The share of the loss that is the teacher's, and the temperature: of a pruned model and of a student.
@@ -132,8 +133,7 @@ class Teacher:
     def _prepared(self, work: Path) -> Corpus | Examples:
         source, files = self.source, self.lesson.files
         if source.kind == "decoder":
-            spec = CorpusSpec(files, test_fraction=0.0)
-            return prepare(spec, work, tokenizer=source.directory, block_size=self.longest, progress=self.progress)
+            return self._corpus(work)
         if source.kind == "encoder":
             files = (str(_numbered(source, files, work)),)
         examples = ExampleSpec(TASKS[source.kind], files, test_fraction=0.0, max_tokens=self.longest)
@@ -145,6 +145,19 @@ class Teacher:
                 f'{", ".join(self.lesson.files)}: no text has the class "{absent}"', "Give texts of every class"
             )
         return found
+
+    def _corpus(self, work: Path) -> Corpus:
+        """A part of the text, by hash, decides when to stop; of a text too short for that, none."""
+
+        def corpus(valid_fraction: float) -> Corpus:
+            spec = CorpusSpec(self.lesson.files, valid_fraction=valid_fraction, test_fraction=0.0)
+            options: dict[str, Any] = {"block_size": self.longest, "progress": self.progress}
+            return prepare(spec, work, tokenizer=self.source.directory, **options)
+
+        try:
+            return corpus(_VALID)
+        except BadInput:
+            return corpus(0.0)
 
 
 def student_shape(

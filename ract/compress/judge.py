@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BLOCK = 256
+_ROOM = 0.9  # what an estimated size may be wrong by before something is not even tried
 _CALIBRATION = {"decoder": 16, "encoder": 64, "encoder-decoder": 32}  # batches of eight at most
 _REPORTED = {"decoder": 32, "encoder": 256, "encoder-decoder": 32}
 
@@ -110,7 +111,7 @@ class Judge:
     def estimate(self, name: str, size_bytes: float) -> Trial | None:
         """A trial that need not be made, since about *size_bytes* are too many; None where it may fit."""
         limit = self.limits.size_bytes
-        if limit is None or size_bytes <= limit:
+        if limit is None or _ROOM * size_bytes <= limit:
             return None
         return Trial(name, round(size_bytes), made=False, breaks=(f"size above {show_size(limit)}",))
 

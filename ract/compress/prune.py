@@ -88,7 +88,7 @@ def prune(
     return directory, notes
 
 
-def expected_parameters(directory: Path, cut: Cut) -> float:
+def expected_parameters(directory: Path, cut: Cut) -> int:
     """About how many parameters the model at *directory* has after *cut*. Raises BadInput as :func:`prune` does where
     that is seen without the weights."""
     known = anatomy(open_model(directory).config)
@@ -101,7 +101,7 @@ def expected_parameters(directory: Path, cut: Cut) -> float:
         kept = {u: units.kept_neurons(u.count, cut.neurons) for u in units.neurons(known)}
         gone += sum(units.parameters_of(u) * (1 - stay / u.count) for u, stay in kept.items())
     depth = sum(stack.depth for stack in known.stacks)
-    return units.parameters(known) - inside + (inside - gone) * (1 - cut.blocks / max(1, depth))
+    return round(units.parameters(known) - inside + (inside - gone) * (1 - cut.blocks / max(1, depth)))
 
 
 def depth(directory: Path) -> int:

@@ -59,7 +59,7 @@ def _students(shop: Workshop, note: Callable[[Trial], None]) -> Iterator[Change]
     whole = shop.parameters(Change())
     for times in _STUDENTS:
         try:
-            yield Change(student=student_shape(shop.source, parameters=round(whole / times)))
+            yield Change(student=student_shape(shop.source, parameters=whole // times))
         except BadInput as error:
             note(Trial(f"student of 1/{times} of the parameters", made=False, breaks=(error.problem,)))
 

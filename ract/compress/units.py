@@ -251,6 +251,11 @@ def _head_fields(known: Anatomy, units: Sequence[Units], counts: Mapping[int, in
     fields = {query: known.config[query] * stay // have, "head_dim": _head_dim(known)}
     if key in known.config:
         fields[key] = stay
+    try:
+        build({**known.config, **fields})
+    except BadInput as error:
+        problem = f"{known.model_class} with {stay} of {have} key-value groups in a block is no model: {error.problem}"
+        raise BadInput(problem, "Prune another share of the heads, or neurons or blocks") from error
     if _changed(known.config, fields) != _shapes(known, units, counts):
         what = f"the config of a {known.model_class} cannot say fewer heads of the same width and nothing else"
         raise BadInput(what, _OTHERWISE)

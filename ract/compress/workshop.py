@@ -20,7 +20,6 @@ from ract.plan.quantities import show_count
 from ract.runtime.manifest import Engine, Precision
 
 Progress = Callable[[str, int, int], None]
-_ROOM = 0.9  # of an estimated size: what it may be wrong by before something is not even tried
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Workshop:
     teacher: Teacher | None = None
     progress: Progress | None = None
     _models: dict[Change, tuple[Path, dict[str, Any], Cost]] = field(default_factory=dict)
+    _exports: int = 0
     _bytes_per_parameter: dict[str, float] = field(default_factory=dict)
 
     def model(self, change: Change, *, final: bool = True) -> Made:
@@ -75,12 +75,13 @@ class Workshop:
     def export(self, change: Change, precision: Precision) -> Made:
         """The export in *precision* of the model after *change*."""
         path, _, _ = self._changed(change)
-        out = self.work / f"{path.name}-{precision}"
+        out = self.work / f"export-{self._exports}"
+        self._exports += 1
         given = Sample(self.judge.reported, held_out=True)
         made = export_source(load_source(path), out, self.form, precision, given, data=self.data)
         trial = self.judge.export(self.name(change, precision), made)
         if not change:
-            self._bytes_per_parameter[precision] = _ROOM * (trial.size_bytes or 0) / self.parameters(change)
+            self._bytes_per_parameter[precision] = (trial.size_bytes or 0) / self.parameters(change)
         return Made(out, trial, self._lineage(change, trial, precision))
 
     def hopeless(self, change: Change, precision: Precision) -> Trial | None:
@@ -88,7 +89,7 @@ class Workshop:
         each = self._bytes_per_parameter.get(precision, BYTES_PER_PARAMETER[precision])
         return self.judge.estimate(self.name(change, precision), each * self.parameters(change))
 
-    def parameters(self, change: Change) -> float:
+    def parameters(self, change: Change) -> int:
         """About how many parameters the model has after *change*; BadInput where the architecture does not allow it."""
         if change.student is not None:
             return change.student.parameters
