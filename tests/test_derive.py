@@ -207,3 +207,13 @@ def test_a_checkpoint_stands_in_the_leafs_place() -> None:
 def test_upcycling_encoders_is_refused() -> None:
     with pytest.raises(BadInput, match="upcycle makes experts of decoders"):
         task_graph(CLASSES, level=[{"method": "upcycle", "members": 2, "branch": {"epochs": 1.0}}])
+
+
+def test_augmentation_is_part_of_what_names_a_node_only_where_it_is_used() -> None:
+    data = {"data": {"task": "classification", "train": ["a.jsonl"]}}
+    plain, changed = (
+        build_graph(parse_plan({**BASE, **data, "train": train}), DataSize(10_000, labels=2))["leaf"].content()["train"]
+        for train in ({}, {"token_splits": 0.2})
+    )
+    assert changed["token_splits"] == 0.2 and "token_splits" not in plain
+    assert {key: value for key, value in changed.items() if key != "token_splits"} == plain

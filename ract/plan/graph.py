@@ -12,6 +12,7 @@ from ract.cost import AnyShape
 LEARN_STEPS = 20
 LEARN_BATCH_TOKENS = 2048
 WEIGHTS_BLOCK = 128
+_NEUTRAL_AT_ZERO = ("token_splits", "token_dropout")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ class TrainSpec:
         """Optimizer steps of the run."""
         return self.tokens // self.batch_tokens
 
+    def content(self) -> dict[str, Any]:
+        """Every value, without those that leave the run as it was before they were known: nodes keep their names."""
+        return {key: value for key, value in asdict(self).items() if value or key not in _NEUTRAL_AT_ZERO}
+
 
 @dataclass(frozen=True)
 class AggregateSpec:
@@ -123,7 +128,7 @@ class Node:
             "method": self.method,
             "shape": self.shape.as_dict(),
             "seed": self.seed,
-            "train": asdict(self.train) if self.train else None,
+            "train": self.train.content() if self.train else None,
             "aggregate": asdict(self.aggregate) if self.aggregate else None,
             "source": self.source,
         }
