@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ract import __version__
-from ract.checkpoint.lineage import FILE_NAME, Lineage, file_records, read_lineage
+from ract.checkpoint.files import file_records
+from ract.checkpoint.lineage import FILE_NAME, Lineage, read_lineage
 from ract.errors import BadInput, disk_errors
 from ract.locks import held, is_abandoned
 
@@ -127,7 +128,7 @@ def publish(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 def write_lineage(directory: Path, lineage: Lineage) -> Lineage:
     """Write ``lineage.json`` as the last file of *directory*, with the record of every file beside it."""
-    complete = lineage.model_copy(update={"ract": __version__, "files": file_records(directory)})
+    complete = lineage.model_copy(update={"ract": __version__, "files": file_records(directory, without=(FILE_NAME,))})
     write_text(directory / FILE_NAME, complete.model_dump_json(indent=2) + "\n")
     return complete
 
@@ -150,7 +151,9 @@ def write_text(path: Path, text: str) -> None:
 def verify_files(directory: Path) -> bool:
     """Whether every file named in the lineage is present with the recorded size and hash."""
     lineage = read_lineage(directory)
-    return lineage is not None and bool(lineage.files) and file_records(directory) == lineage.files
+    return (
+        lineage is not None and bool(lineage.files) and file_records(directory, without=(FILE_NAME,)) == lineage.files
+    )
 
 
 def recover(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ract.checkpoint.files import FileRecord, file_records
 from ract.errors import BadInput
 
 FILE_NAME = "lineage.json"
@@ -37,13 +38,6 @@ class Cost(Strict):
     flops: float = 0.0
     seconds: float = 0.0
     total_flops: float = 0.0
-
-
-class FileRecord(Strict):
-    """Size and SHA-256 of one file of the directory."""
-
-    size_bytes: int
-    sha256: str
 
 
 class Lineage(Strict):
@@ -83,17 +77,6 @@ def read_lineage(directory: Path) -> Lineage | None:
         ) from error
 
 
-def file_records(directory: Path) -> dict[str, FileRecord]:
-    """Size and hash of every file in *directory* but ``lineage.json`` itself (and hidden files)."""
-    files = sorted(
-        p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != FILE_NAME
-    )
-    return {
-        p.relative_to(directory).as_posix(): FileRecord(size_bytes=p.stat().st_size, sha256=sha256_file(p))
-        for p in files
-    }
-
-
 def content_hash(directory: Path) -> str:
     """One hash for what a model *is*: its files, whatever the folder is called and however long it took.
 
@@ -105,7 +88,7 @@ def content_hash(directory: Path) -> str:
         not (directory / name).is_file() or (directory / name).stat().st_size != record.size_bytes
         for name, record in records.items()
     ):
-        records = file_records(directory)
+        records = file_records(directory, without=(FILE_NAME,))
     return digest({name: record.sha256 for name, record in records.items()})
 
 
@@ -127,9 +110,3 @@ def digest(value: Any) -> str:
     """SHA-256 of *value* as canonical JSON: the one way things are named by content."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file, read in 1 MiB pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

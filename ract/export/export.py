@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -83,7 +83,7 @@ def export_source(
             writer.write(source, staging, precision)
         if not (staging / "tokenizer.json").is_file():
             copy_tokenizer(source.directory, staging)
-        manifest = source.manifest(format, precision).model_copy(update={"node": node})
+        manifest = replace(source.manifest(format, precision), node=node)
         write_manifest(staging, manifest)
         measured = compare(source.model, open_graphs(staging, verify=False), given)
         if precision == "fp32" and not measured["same"]:
@@ -93,7 +93,7 @@ def export_source(
             )
         if given.held_out:
             held_out = HeldOut(data=data, loss=measured["loss_exported"], loss_original=measured["loss"])
-            write_manifest(staging, manifest.model_copy(update={"held_out": held_out}))
+            write_manifest(staging, replace(manifest, held_out=held_out))
     return Exported(out, sum(file.stat().st_size for file in out.iterdir()), measured)
 
 

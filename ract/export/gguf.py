@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ract.errors import BadInput
+from ract.export.gguf_quantize import BLOCK, quantized
 from ract.export.gguf_tokenizer import add_tokenizer, check_tokenizer
 from ract.export.source import Source
 from ract.runtime.engines.gguf import FILE_NAME
@@ -24,7 +25,6 @@ _ARCHITECTURES = {
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
     "gpt2": gguf.MODEL_ARCH.GPT2,
 }
-_BLOCK = 32  # values that share a scale
 _TYPES = {
     "fp32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "int8": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
@@ -58,7 +58,7 @@ def write(source: Source, staging: Path, precision: str) -> None:
     add_tokenizer(writer, source)
     for name, tensor in _tensors(source, architecture):
         kind = _type(name, tensor, precision)
-        writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
+        writer.add_tensor(name, quantized(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -71,9 +71,9 @@ def _check(source: Source, precision: str) -> None:
     config: Any = source.model.config
     gpt2 = source.architecture == "gpt2"
     activation = config.activation_function if gpt2 else config.hidden_act
-    if precision != "fp32" and config.hidden_size % _BLOCK:
+    if precision != "fp32" and config.hidden_size % BLOCK:
         raise BadInput(
-            f"GGUF packs weights in blocks of {_BLOCK}, and hidden_size = {config.hidden_size} is no multiple of that",
+            f"GGUF packs weights in blocks of {BLOCK}, and hidden_size = {config.hidden_size} is no multiple of that",
             "Use --precision fp32 or --format onnx",
         )
     if activation not in (("gelu_new", "gelu_pytorch_tanh") if gpt2 else ("silu",)):
@@ -189,6 +189,6 @@ def _type(name: str, tensor: Array, precision: str) -> gguf.GGMLQuantizationType
     """How the tensor is stored. Matrices whose rows fill no whole blocks stay in 16 bits."""
     if precision == "fp32" or tensor.ndim == 1 or name.endswith(_FULL):
         return gguf.GGMLQuantizationType.F32
-    if tensor.shape[-1] % _BLOCK:
+    if tensor.shape[-1] % BLOCK:
         return gguf.GGMLQuantizationType.F16
     return gguf.GGMLQuantizationType.Q8_0 if name in _EMBEDDINGS else _TYPES[precision][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,12 +14,10 @@ from ract.data.tokenizer import load_tokenizer
 from ract.errors import BadInput
 from ract.evaluate.classification import positions
 from ract.runtime.locate import model_at
-from ract.runtime.manifest import Engine, Manifest, Precision
+from ract.runtime.manifest import Engine, Kind, Manifest, Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Kind = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ract.checkpoint.directory import sync_directory, write_text
-from ract.checkpoint.lineage import sha256_file
+from ract.checkpoint.files import sha256_file
 from ract.errors import disk_errors
 
 _NAME = re.compile(r"^checkpoint-(\d+)\.json$")

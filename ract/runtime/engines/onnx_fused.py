@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-_FIRST_CAPACITY = 256  # tokens that a cache has room for at first; it doubles when it is full
+_FIRST_CAPACITY = 64  # tokens that a cache has room for at first; it doubles when it is full
 
 
 @dataclass
