@@ -201,6 +201,16 @@ def test_a_classifier_is_pruned_healed_and_quantized(classifier: Path, tmp_path:
 
 
 @pytest.mark.slow
+def test_an_ensemble_is_distilled_into_one_model(classifier: Path, tmp_path: Path) -> None:
+    both = task_models.ensemble(tmp_path / "both", [classifier, classifier])
+    rows = examples.write_rows(tmp_path / "rows.jsonl", examples.reviews(200))
+    options = {"student_hidden": 32, "student_layers": 1, "train": [rows], "tokens": 20_000}
+    made = compress(both, tmp_path / "one", data=[rows], **options)
+    assert load(tmp_path / "one").config.id2label == {0: "bad", 1: "good"}
+    assert made.trial.accuracy is not None and made.trial.accuracy > 0.6
+
+
+@pytest.mark.slow
 def test_a_translator_is_pruned_and_a_student_learns_to_translate(translator: Path, tmp_path: Path) -> None:
     train = examples.write_pairs(tmp_path, "train", examples.sentences(300, seed=1))
     held = examples.write_pairs(tmp_path, "held", examples.sentences(60, seed=2))

@@ -86,6 +86,8 @@ def test_every_command_of_the_guide_runs(tmp_path: Path) -> None:
     (tmp_path / "examples" / "quickstart.toml").write_text(plan_text(corpus), encoding="utf-8")
     rows = [row | {"label": str(int(row["label"] == "good"))} for row in examples.reviews(200)]
     examples.write_rows(tmp_path / "reviews.jsonl", rows)
+    examples.write_rows(tmp_path / "held-out.jsonl", rows[:40])
+    write_text_corpus(tmp_path / "held-out.txt", documents=100)
     (tmp_path / "reviews.txt").write_text("".join(row["text"] + "\n" for row in rows), encoding="utf-8")
     for name, text in zip(("pairs.en", "pairs.zh"), zip(*examples.sentences(200), strict=True), strict=True):
         (tmp_path / name).write_text("\n".join(text) + "\n", encoding="utf-8")

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 
 from ract.aggregate.loaded import mean_loss
 from ract.aggregate.recipe import TensorRecipe
+from ract.aggregate.run import aggregate
 from ract.checkpoint.directory import open_model
 from ract.compress.prune import Cut, expected_parameters, prune
 from ract.compress.silence import second_moments
 from ract.errors import BadInput
-from tests.pico import inputs, load, output, pico, save
+from tests.pico import children, inputs, load, output, pico, save
 
 Batch = dict[str, torch.Tensor]
 WIDE = {"intermediate_size": 48}
@@ -211,6 +212,14 @@ def test_what_cannot_be_pruned_is_refused_with_the_reason(name: str, cut: Cut, p
     model = pico(name, **({"intermediate_size": 16} if problem == "would still have 16" else {}))
     with pytest.raises(BadInput, match=problem):
         pruned(model, cut, tmp_path)
+
+
+def test_an_ensemble_is_many_models(tmp_path: Path) -> None:
+    aggregate(children(tmp_path, "Llama"), tmp_path / "both", method="ensemble")
+    with pytest.raises(BadInput, match="is an ensemble, and one model is pruned"):
+        prune(tmp_path / "both", Cut(blocks=1), [], tmp_path / "work")
+    one = pico("Llama").num_parameters()
+    assert expected_parameters(tmp_path / "both", Cut()) == 2 * one
 
 
 def _doubled(tensor: TensorRecipe) -> TensorRecipe:

@@ -19,6 +19,7 @@ from ract.data.tokens import Progress
 from ract.errors import BadInput, RactError, nearest
 from ract.export.source import Source, load_source
 from ract.plan.quantities import parse_count, parse_size
+from ract.runtime.locate import model_at
 from ract.runtime.manifest import Engine, Precision
 
 _NONE = "none"
@@ -156,6 +157,9 @@ def compress(
     asked.check()
     if not data:
         raise BadInput("no held-out data to measure on", "Give it: --data FILE")
+    source_dir, end = model_at(model_dir).resolve(), Path(out).resolve()
+    if end == source_dir or end in source_dir.parents or source_dir in end.parents:
+        raise BadInput(f"the output {out} and the model {model_dir} are one directory", "Choose another output folder")
     trials: list[Trial] = []
 
     def seen(trial: Trial) -> None:

@@ -101,7 +101,7 @@ class Judge:
         trial = Trial(
             name,
             size_of(exported.path),
-            exported.measured["loss_exported"],
+            float(exported.measured["loss_exported"]),
             accuracy,
             cost.latency_ms,
             cost.peak_memory_bytes or None,

@@ -26,6 +26,7 @@ from ract.compress.blocks import choose_blocks, live_blocks, without_blocks
 from ract.compress.silence import module_of, silenced, skipped
 from ract.errors import BadInput
 from ract.model.anatomy import Anatomy, anatomy
+from ract.model.live import ENSEMBLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,6 +69,7 @@ def prune(
     *batches* for ``model(**batch).loss`` are what is chosen on. Raises BadInput where the architecture does not allow
     it, with the reason.
     """
+    _refuse_ensembles(directory, cut)
     notes: dict[str, Any] = {}
     steps: list[tuple[str, float, _Choose]] = [
         ("blocks", cut.blocks, _blocks),
@@ -91,6 +93,7 @@ def prune(
 def expected_parameters(directory: Path, cut: Cut) -> int:
     """About how many parameters the model at *directory* has after *cut*. Raises BadInput as :func:`prune` does where
     that is seen without the weights."""
+    _refuse_ensembles(directory, cut)
     known = anatomy(open_model(directory).config)
     inside = sum(_count(known, name) for name, part in known.parts.items() if part.block is not None)
     gone = 0.0
@@ -107,6 +110,11 @@ def expected_parameters(directory: Path, cut: Cut) -> int:
 def depth(directory: Path) -> int:
     """How many blocks the model at *directory* has, those of all stacks together."""
     return sum(stack.depth for stack in anatomy(open_model(directory).config).stacks)
+
+
+def _refuse_ensembles(directory: Path, cut: Cut) -> None:
+    if cut and open_model(directory).config.get("model_type") == ENSEMBLE:
+        raise BadInput(f"{directory} is an ensemble, and one model is pruned", "Distil it, or prune its members")
 
 
 def _blocks(
