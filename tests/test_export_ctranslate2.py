@@ -14,6 +14,7 @@ from ract.export.export import Exported, export
 from ract.runtime.beam import beam_search
 from ract.runtime.classify import TextClassifier
 from ract.runtime.generate import TextGenerator
+from ract.runtime.manifest import Precision
 from ract.runtime.translate import Translator
 from tests import examples, task_models
 from tests.pico import DISTILBERT, LABELS, SIZE, ZOO
@@ -159,7 +160,7 @@ def test_what_it_does_not_compute_is_refused(tmp_path: Path) -> None:
         "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }  # fmt: skip
-    cases: list[tuple[str, dict[str, Any], str, str]] = [
+    cases: list[tuple[str, dict[str, Any], Precision, str]] = [
         ("Qwen3", {}, "int4", "no 4-bit weights"),
         ("Llama", {}, "fp32", "head_dim = hidden_size"),
         ("Llama", {**SQUARE, "rope_parameters": llama3}, "fp32", r"positions .* \(llama3\)"),

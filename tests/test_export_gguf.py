@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from ract.errors import BadInput
 from ract.export.export import Exported, export
 from ract.runtime.generate import TextGenerator
+from ract.runtime.manifest import Precision
 from tests.pico import pico, save
 from tests.text_models import TEXT, byte_level_model, word_piece_model
 
@@ -24,7 +25,8 @@ pytest.importorskip("gguf", reason="needs the extra gguf")
 from ract.export import gguf_tokenizer
 from ract.runtime.engines.gguf import FILE_NAME, GgufModel, LlamaFile
 
-WIDE = {"hidden_size": 32, "intermediate_size": 64}  # rows of whole blocks
+WIDE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64}  # rows of whole blocks
+BITS: tuple[Precision, ...] = ("int8", "int4")
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -81,7 +83,7 @@ def test_an_upcycled_mixture_is_the_same_model(tmp_path: Path, name: str) -> Non
 
 
 def test_fewer_bits_are_smaller_and_near(model: Path, exported: Exported, tmp_path: Path) -> None:
-    found = {bits: export(model, tmp_path / bits, format="gguf", precision=bits) for bits in ("int8", "int4")}
+    found = {bits: export(model, tmp_path / bits, format="gguf", precision=bits) for bits in BITS}
     sizes = [(one.path / FILE_NAME).stat().st_size for one in (exported, found["int8"], found["int4"])]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
     assert 0 < found["int8"].measured["kl"] < 1e-3 < found["int4"].measured["kl"] < 0.1
@@ -223,7 +225,7 @@ def test_tokenizers_that_llama_cpp_has_not_are_refused(tmp_path: Path, how: Any,
 
 
 def test_what_llama_cpp_does_not_compute_is_refused(tmp_path: Path) -> None:
-    cases: list[tuple[str, dict[str, Any], str, str]] = [
+    cases: list[tuple[str, dict[str, Any], Precision, str]] = [
         ("Qwen3", {}, "int8", "hidden_size = 16 is no multiple"),
         ("Qwen2", {}, "fp32", "num_attention_heads × head_dim = hidden_size"),
         ("Mistral", {"sliding_window": 8}, "fp32", r"no sliding window \(8 tokens\)"),
@@ -260,6 +262,22 @@ def test_probes_hold_many_scripts() -> None:
     assert len(texts) == 200 and len(set(texts)) > 190
     joined = "".join(texts)
     assert all(part in joined for part in ("小猫", "🙂", "\r\n", "\t", "3.14", "def f", "Привет", "שלום"))
+
+
+def test_four_bits_are_nearer_than_by_rule_of_thumb() -> None:
+    import gguf
+
+    from ract.export.gguf_quantize import quantized
+
+    kind = gguf.GGMLQuantizationType.Q4_0
+    values = np.random.default_rng(0).normal(size=(6, 5, 64)).astype(np.float32)
+    values[0, 0] = 0.0  # a block of zeros
+    values[1, 0, :32] = np.arange(-8, 24) % 16 - 8  # representable
+    rule, ours = gguf.quants.quantize(values, kind), quantized(values, kind)
+    assert ours.shape == rule.shape and ours.dtype == rule.dtype
+    error = [np.square(gguf.quants.dequantize(one, kind) - values).reshape(6, 5, 2, 32).sum(-1) for one in (rule, ours)]
+    assert (error[1] <= error[0] + 1e-6).all() and error[1].sum() < 0.95 * error[0].sum()
+    assert error[1][0, 0].max() == 0.0 and error[1][1, 0, 0] == 0.0
 
 
 def test_rotated_rows_are_neighbours_for_llama_cpp() -> None:

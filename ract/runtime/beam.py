@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,14 @@ class Stepping(Protocol[S]):
 
     def step(self, ids: Ids, state: S) -> tuple[npt.NDArray[np.float32], S]:
         """Logits (rows, vocabulary) after *ids* (rows, 1), and the state that has seen them."""
+
+
+def search(engine: Any, state: Any, sentences: int, **options: Any) -> list[list[int]]:
+    """:func:`beam_search`, by the engine's own method of the same signature where it has one (``search``)."""
+    if hasattr(engine, "search"):
+        found: list[list[int]] = engine.search(state, sentences, **options)
+        return found
+    return beam_search(engine, state, sentences, **options)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ract.errors import BadInput, RactError
-from ract.runtime.beam import beam_search
+from ract.runtime.beam import search
 from ract.runtime.engines.base import open_graphs
 from ract.runtime.machine import cache_folder, fingerprint, peak_memory_bytes, processors
 from ract.runtime.manifest import FILE_NAME, read_manifest
@@ -108,11 +108,10 @@ def _decode(model: Any) -> float:
     steps = min(_STEPS, (model.manifest.limit or 10**9) - prompt.shape[1])
     times = []
     for _ in range(_ROUNDS):
-        _, state = model.step(prompt, model.begin())
+        logits, state = model.step(prompt, model.begin())
         begin = time.perf_counter()
         for _ in range(steps):
-            logits, state = model.step(prompt[:, :1], state)
-            logits.argmax()
+            logits, state = model.step(logits.argmax(-1).astype(np.int64)[:, None], state)
         times.append((time.perf_counter() - begin) / steps)
     return statistics.median(times[1:])
 
@@ -128,7 +127,7 @@ def _translate(model: Any) -> float:
 
     def sentence() -> None:
         state = model.begin(ids, np.ones_like(ids))
-        beam_search(model, state, 1, start=manifest.start or 0, ends=(), num_beams=_BEAMS, max_new_tokens=ids.shape[1])
+        search(model, state, 1, start=manifest.start or 0, ends=(), num_beams=_BEAMS, max_new_tokens=ids.shape[1])
 
     return _median(sentence)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,10 @@ import numpy.typing as npt
 
 from ract.data.batches import by_length, padded
 from ract.errors import BadInput
-from ract.runtime.beam import beam_search
+from ract.runtime.beam import search
 from ract.runtime.engines.base import Graphs, State, open_graphs
 from ract.runtime.sampling import softmax
 from ract.runtime.tokens import LONGEST, Tokens
-
-Search = Callable[..., list[list[int]]]
 
 
 class ExportedDecoder:
@@ -90,14 +87,13 @@ class ExportedTranslator:
     ) -> list[str]:
         """The translations of *texts*, in their order."""
         manifest = self.model.manifest
-        own = getattr(self.model, "search", None)
-        search: Search = own or partial(beam_search, self.model)
         rows = [self.tokens.windows(text, self.limit)[0] for text in texts]
         found = [""] * len(texts)
         for chosen in by_length(rows, batch_size):
             ids, mask = padded([rows[i] for i in chosen], manifest.pad)
             new = max_new_tokens or 2 * ids.shape[1] + 16
             outputs = search(
+                self.model,
                 self.model.begin(ids, mask),
                 len(chosen),
                 start=manifest.start or 0,
