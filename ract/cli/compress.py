@@ -6,16 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from ract.cli.app import Force, Json, Out, app, print_json, print_table
-from ract.cli.text import Model
+from ract.cli.app import Force, Json, app, print_json, print_table
 from ract.errors import BadInput, needs_extra
 from ract.plan.quantities import show_size
 
 
 @app.command("compress")
 def compress_command(
-    model: Model,
-    out: Out,
+    model: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A model directory, or a finished run (its final model).")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The model directory or export to write.")],
     data: Annotated[
         list[str], typer.Option("--data", metavar="SOURCE", help="Held-out data to measure on. Repeatable.")
     ],
