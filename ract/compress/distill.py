@@ -44,6 +44,8 @@ _POSITIONS = 1024  # of a student whose teacher sets no limit
 _DROPOUT = {"decoder": 0.0, "encoder": 0.1, "encoder-decoder": 0.1}
 # The share of the loss that is the teacher's, and the temperature: of a pruned model and of a student.
 _HEALING, _STUDENT = (0.5, 1.0), (0.9, 2.0)
+# What ReAct itself trains is healed at the rate it was trained at; checkpoints from elsewhere are changed gently.
+_COMPACT = ("qwen3", "modernbert", "marian")
 _HEALING_SHARE = 4  # a pruned model, which knows most already, learns so many times shorter than a student
 
 
@@ -118,13 +120,14 @@ class Teacher:
 
     def _spec(self, model: PreTrainedModel, stage: str) -> TrainSpec:
         objective = _OBJECTIVES[self.source.kind]
-        values = values_for(objective, fine_tuning=False, decay=FINAL_DECAY)
+        tuned = stage == "heal" and self.source.architecture not in _COMPACT
+        values = values_for(objective, fine_tuning=tuned, decay=FINAL_DECAY)
         values |= {"block_size": min(values["block_size"], self.longest), "order_seed": self.lesson.seed}
         if self.lesson.lr is not None:
             values["lr"] = self.lesson.lr
         tokens = self.lesson.tokens
         if tokens is None and isinstance(self.data, Examples):
-            tokens = round(default_epochs(objective, stage, fine_tuning=False) * self.data.tokens_in("train"))
+            tokens = round(default_epochs(objective, stage, fine_tuning=tuned) * self.data.tokens_in("train"))
         elif tokens is None:
             shorter = _HEALING_SHARE if stage == "heal" else 1
             tokens = TOKENS_PER_PARAMETER * model.num_parameters() // shorter
