@@ -18,8 +18,9 @@ _DIVISORS = np.linspace(-9.0, -6.0, 16)
 def quantized(tensor: npt.NDArray[np.float32], kind: Kind) -> npt.NDArray[Any]:
     """*tensor* (…, columns) as *kind* stores it; for Q4_0 and Q8_0 bytes (…, bytes of a row), columns a multiple of 32.
 
-    Q4_0 has the layout of llama.cpp's and a scale of each block's own that leaves the smallest squared error, which
-    halves what its rule of thumb adds to the loss, or better (``docs/log.md``); all else is the gguf package's.
+    Q4_0 has llama.cpp's layout, with the scale for each block that leaves the smallest squared error: of two small
+    trained models the loss rose by 0.25% and 0.26%, by 0.31% and 1.68% with llama.cpp's rule. All else is the gguf
+    package's.
     """
     if kind != Kind.Q4_0:
         return gguf.quants.quantize(tensor, kind)
