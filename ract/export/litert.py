@@ -1,0 +1,133 @@
+"""LiteRT (TensorFlow Lite) graphs of a model: a classifier or a decoder, for Android, iOS and small boards.
+
+Phones want fixed shapes, so every graph is for one text. A classifier has a graph for each of a few lengths, shorter
+texts are padded; a decoder one for a single token and one for a block of them, both with a cache of a fixed size. The
+graphs of one model share its weights in the one file ``model.tflite``. Weights in 8 or 4 bits are Google's
+``ai_edge_quantizer``: 8 bits for each output channel, or 4 bits in blocks of 32 with embeddings and head in 8, while the
+activations are quantized as they come.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import litert_torch
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_quantizer import quantizer, recipe
+from ai_edge_quantizer.qtyping import TFLOperationName
+from torch import Tensor, nn
+
+from ract.errors import BadInput
+from ract.export.source import Source
+
+FILE_NAME = "model.tflite"
+BLOCK = 32  # new tokens at once, for prompts
+_LENGTHS = (32, 128)  # of texts that are classified, below the longest
+_BLOCK_4_BIT = 32
+_LONGEST_TEXT, _LONGEST_CACHE = 512, 1024
+
+
+def write(source: Source, staging: Path, precision: str) -> int:
+    """Write the graphs of *source* into *staging*; returns the most tokens that they look at.
+
+    Raises BadInput for an encoder-decoder, an ensemble of models that write, and what the converter cannot convert.
+    """
+    if source.kind == "encoder-decoder":
+        raise BadInput(
+            f"{source.directory} is an encoder-decoder, and ract's LiteRT graphs are for models with one stack",
+            "Use --format onnx or openvino",
+        )
+    longest = _LONGEST_CACHE if source.kind == "decoder" else _LONGEST_TEXT
+    limit = min(source.limit or longest, longest)
+    try:
+        converted = _classifier(source, limit) if source.kind == "encoder" else _decoder(source, limit)
+        converted.export(str(staging / FILE_NAME))
+    except Exception as error:  # tracing and converting fail with errors of every kind
+        raise BadInput(
+            f"{source.directory} is a {source.architecture}, which LiteRT's converter does not take ({_first_line(error)})",
+            "Use --format onnx or openvino",
+        ) from error
+    _shorten_names(staging / FILE_NAME)
+    if precision != "fp32":
+        _quantize(staging / FILE_NAME, source.model, precision)
+    return limit
+
+
+class _Classifier(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.model(input_ids=input_ids, attention_mask=attention_mask).logits}
+
+
+def _classifier(source: Source, limit: int) -> Any:
+    """Graphs named ``classify_<length>``."""
+    graphs: Any = litert_torch
+    for length in [*(length for length in _LENGTHS if length < limit), limit]:
+        ids = torch.ones(1, length, dtype=torch.int32)
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        graphs = graphs.signature(f"classify_{length}", _Classifier(source.model).eval(), sample_kwargs=given)
+    return graphs.convert()
+
+
+def _decoder(source: Source, limit: int) -> Any:
+    """Graphs named ``decode`` (the file's first) and ``prefill``."""
+    from ract.export.litert_decoder import StepGraph, two_pieces_in
+
+    step = StepGraph(source.model, limit).eval()
+    graphs: Any = litert_torch
+    for name, new in (("decode", 1), ("prefill", min(BLOCK, limit))):
+        graphs = graphs.signature(name, step, sample_kwargs=step.sample(new))
+    with two_pieces_in(source.model):
+        return graphs.convert()
+
+
+def _shorten_names(file: Path) -> None:
+    """Cut the names of the tensors in *file* to the module that made them: with their whole paths, the names of a small
+    model are larger than its weights.
+    """
+    graphs = schema.ModelT.InitFromPackedBuf(file.read_bytes(), 0)
+    for number, graph in enumerate(graphs.subgraphs):
+        for place, tensor in enumerate(graph.tensors):
+            modules = [one.rpartition("/")[2].rpartition(".")[2] for one in tensor.name.decode().split(";") if one]
+            tensor.name = f"{number}.{place}_{';'.join(modules)}".encode()
+    packer = flatbuffers.Builder()
+    packer.Finish(graphs.Pack(packer), b"TFL3")
+    file.write_bytes(packer.Output())
+
+
+def _quantize(file: Path, model: nn.Module, precision: str) -> None:
+    """Quantize the weights of the graphs of *model* in *file* in place."""
+    rules = recipe.dynamic_wi8_afp32()
+    if precision == "int4":
+        dense = TFLOperationName.FULLY_CONNECTED
+        rules += recipe.dynamic_wi4b32_afp32(operation_name=dense)
+        # Tensors have the names of the modules that made them.
+        ends = "|".join(sorted(_in_8_bits(model)))
+        rules += recipe.dynamic_wi8c_afp32(operation_name=dense, regex=rf"_({ends})(;|$)") if ends else []
+    tool = quantizer.Quantizer(str(file))
+    tool.load_quantization_recipe(rules)
+    tool.quantize().export_model(str(file), overwrite=True)
+
+
+def _in_8_bits(model: nn.Module) -> set[str]:
+    """Last names of the matrices that stay in 8 bits: the head, which is the embeddings as often as not, and those
+    whose rows no block divides.
+    """
+    head = model.get_output_embeddings()
+    found = set()
+    for name, module in model.named_modules():
+        columns = getattr(module, "in_features", None) or getattr(module, "nx", None)  # GPT-2's matrices have nx
+        if module is head or (columns is not None and columns % _BLOCK_4_BIT):
+            found.add(re.escape(name.rpartition(".")[2]))
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

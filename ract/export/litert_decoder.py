@@ -1,0 +1,149 @@
+"""A decoder as a graph of fixed shapes for LiteRT: some new tokens and a cache of so many slots go in, logits and the
+keys and values of the new tokens come out.
+
+Whoever runs it writes these into the cache, so that no cache is copied in the graph. Attention is over two pieces, what
+is in the cache and what is new; keys are stored with their tokens last, as the matrix product reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION = "ract_two_pieces"
+_NEVER = -1e9
+
+
+class StepGraph(nn.Module):
+    """*model* with a cache of *slots* tokens; batch of one.
+
+    Call it with ``input_ids`` int32 (1, new), ``seen`` int32 (1,), the number of tokens in the cache, and for every
+    block *i* ``k_i`` (1, heads, width, slots) and ``v_i`` (1, heads, slots, width). It returns ``logits`` (1, new,
+    vocabulary) and ``k_i`` and ``v_i`` (1, heads, new, width) of the new tokens.
+    """
+
+    def __init__(self, model: PreTrainedModel, slots: int) -> None:
+        super().__init__()
+        self.model, self.slots = model, slots
+        self.shapes = _shapes(model)
+
+    def sample(self, new: int) -> dict[str, Tensor]:
+        """Inputs of the right shapes for *new* tokens."""
+        given = {"input_ids": torch.zeros(1, new, dtype=torch.int32), "seen": torch.zeros(1, dtype=torch.int32)}
+        for i, (heads, key_width, value_width) in enumerate(self.shapes):
+            given[f"k_{i}"] = torch.zeros(1, heads, key_width, self.slots)
+            given[f"v_{i}"] = torch.zeros(1, heads, self.slots, value_width)
+        return given
+
+    def forward(self, input_ids: Tensor, seen: Tensor, **caches: Tensor) -> dict[str, Tensor]:
+        """Logits after each new token, and the new keys and values."""
+        layers = [_Layer(caches[f"k_{i}"], caches[f"v_{i}"]) for i in range(len(self.shapes))]
+        new = input_ids.shape[1]
+        out = self.model(
+            input_ids=input_ids,
+            # A block may reach beyond the last position with tokens that nobody looks at.
+            position_ids=(seen + torch.arange(new, dtype=torch.int32)).clamp(max=self.slots - 1)[None],
+            attention_mask=self._masks(seen, new),
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
+        )
+        found = {"logits": out.logits}
+        for i, layer in enumerate(layers):
+            found[f"k_{i}"], found[f"v_{i}"] = layer.keys, layer.values
+        return found
+
+    def _masks(self, seen: Tensor, new: int) -> Tensor | dict[str, Tensor]:
+        """What is added to the scores, (1, 1, new, slots + new): one mask, or one for each type of layer where a model
+        mixes types.
+        """
+        config: Any = self.model.config
+        window = getattr(config, "sliding_window", None)
+        if getattr(config, "layer_types", None):
+            return {"full_attention": self._mask(seen, new, None), "sliding_attention": self._mask(seen, new, window)}
+        return self._mask(seen, new, window)
+
+    def _mask(self, seen: Tensor, new: int, window: int | None) -> Tensor:
+        slots, rows = torch.arange(self.slots, dtype=torch.int32), torch.arange(new, dtype=torch.int32)[:, None]
+        past = (slots < seen).expand(new, self.slots)
+        fresh = rows >= rows.T
+        if window is not None and window < self.slots:
+            past = past & (seen + rows - slots < window)
+            fresh = fresh & (rows - rows.T < window)
+        seen_by = torch.cat([past, fresh], -1)
+        return torch.where(seen_by, 0.0, _NEVER)[None, None]
+
+
+class _Layer(DynamicLayer):
+    """One block's cache: hands attention what is old and what is new side by side, and keeps the new."""
+
+    def __init__(self, past_keys: Tensor, past_values: Tensor) -> None:
+        super().__init__()
+        self.past_keys, self.past_values = past_keys, past_values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Pairs for :func:`two_pieces`."""
+        self.keys, self.values = key_states, value_states
+        return (self.past_keys, key_states), (self.past_values, value_states)
+
+    def get_seq_length(self) -> int:
+        """Positions are given to the model, so that no one counts."""
+        return 0
+
+
+def two_pieces(
+    module: nn.Module,
+    query: Tensor,
+    key: tuple[Tensor, Tensor],
+    value: tuple[Tensor, Tensor],
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of *query* (1, heads, new, width) to the cache and to the new tokens; (1, new, heads, width)."""
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention sinks")
+    (past_keys, new_keys), (past_values, new_values) = key, value
+    _, heads, new, width = query.shape
+    groups = heads // new_keys.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    grouped = (query * scale).reshape(1, new_keys.shape[1], groups * new, width)
+    scores = torch.cat([grouped @ past_keys, grouped @ new_keys.transpose(-1, -2)], -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    slots = past_keys.shape[-1]
+    weights = (scores + torch.cat([attention_mask] * groups, 2)).softmax(-1)
+    mixed = weights[..., :slots] @ past_values + weights[..., slots:] @ new_values
+    return mixed.reshape(1, heads, new, -1).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, two_pieces)
+
+
+@contextmanager
+def two_pieces_in(model: PreTrainedModel) -> Iterator[None]:
+    """*model* with :func:`two_pieces` for its attention. Raises ValueError for one that has its own."""
+    if not model._supports_attention_backend:
+        raise ValueError("its attention cannot be replaced")
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.inference_mode()
+def _shapes(model: PreTrainedModel) -> list[tuple[int, int, int]]:
+    """Heads of keys and values, width of a key, width of a value, for each block: read off a cache."""
+    cache = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True).past_key_values
+    return [(one.keys.shape[1], one.keys.shape[3], one.values.shape[3]) for one in cache.layers]
