@@ -23,7 +23,7 @@ from ract.runtime.engines.base import open_graphs
 from ract.runtime.manifest import Engine, HeldOut, Precision, write_manifest
 
 # What ``pip install "ract[…]"`` has to name for each format.
-EXTRAS: dict[str, str] = {form: "train" if form == "onnx" else form for form in get_args(Engine)}
+EXTRAS: dict[str, str] = {form: form for form in get_args(Engine)} | {"onnx": "train", "litert": "litert-export"}
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,12 @@ def export_source(
         writer = importlib.import_module(f"ract.export.{format}")
     with publish(out, force=force) as staging:
         with needs_extra(f"ract export --format {format}", extra), silent():
-            writer.write(source, staging, precision)
+            limit = writer.write(source, staging, precision)
         if not (staging / "tokenizer.json").is_file():
             copy_tokenizer(source.directory, staging)
         manifest = replace(source.manifest(format, precision), node=node)
+        if limit:  # of graphs of a fixed size: less than the model itself looks at
+            manifest = replace(manifest, limit=limit)
         write_manifest(staging, manifest)
         measured = compare(source.model, open_graphs(staging, verify=False), given)
         if precision == "fp32" and not measured["same"]:

@@ -3,7 +3,7 @@
 Phones want fixed shapes, so every graph is for one text. A classifier has a graph for each of a few lengths, shorter
 texts are padded; a decoder one for a single token and one for a block of them, both with a cache of a fixed size. The
 graphs of one model share its weights in the one file ``model.tflite``. Weights in 8 or 4 bits are Google's
-``ai_edge_quantizer``: 8 bits for each output channel, or 4 bits in blocks of 32 with embeddings and head in 8, while the
+``ai_edge_quantizer``: 8 bits for each output channel, or 4 bits in blocks of 32 with embeddings and head in 8;
 activations are quantized as they come.
 """
 
@@ -11,18 +11,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flatbuffers
-import litert_torch
 import torch
-from ai_edge_litert import schema_py_generated as schema
-from ai_edge_quantizer import quantizer, recipe
-from ai_edge_quantizer.qtyping import TFLOperationName
 from torch import Tensor, nn
 
 from ract.errors import BadInput
 from ract.export.source import Source
+
+try:
+    import flatbuffers
+    import litert_torch
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer.qtyping import TFLOperationName
+except ImportError as error:
+    raise BadInput(
+        "ract export --format litert needs Google's converter, which holds other packages at older versions",
+        "Install it into an environment of its own: python -m venv litert, "
+        "litert/bin/pip install 'ract[train,litert-export]', then litert/bin/ract export …",
+    ) from error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILE_NAME = "model.tflite"
 BLOCK = 32  # new tokens at once, for prompts
@@ -47,10 +58,8 @@ def write(source: Source, staging: Path, precision: str) -> int:
         converted = _classifier(source, limit) if source.kind == "encoder" else _decoder(source, limit)
         converted.export(str(staging / FILE_NAME))
     except Exception as error:  # tracing and converting fail with errors of every kind
-        raise BadInput(
-            f"{source.directory} is a {source.architecture}, which LiteRT's converter does not take ({_first_line(error)})",
-            "Use --format onnx or openvino",
-        ) from error
+        what = f"{source.directory} is a {source.architecture}, which LiteRT's converter does not take"
+        raise BadInput(f"{what} ({_first_line(error)})", "Use --format onnx or openvino") from error
     _shorten_names(staging / FILE_NAME)
     if precision != "fp32":
         _quantize(staging / FILE_NAME, source.model, precision)
@@ -102,7 +111,7 @@ def _shorten_names(file: Path) -> None:
     file.write_bytes(packer.Output())
 
 
-def _quantize(file: Path, model: nn.Module, precision: str) -> None:
+def _quantize(file: Path, model: PreTrainedModel, precision: str) -> None:
     """Quantize the weights of the graphs of *model* in *file* in place."""
     rules = recipe.dynamic_wi8_afp32()
     if precision == "int4":
@@ -116,7 +125,7 @@ def _quantize(file: Path, model: nn.Module, precision: str) -> None:
     tool.quantize().export_model(str(file), overwrite=True)
 
 
-def _in_8_bits(model: nn.Module) -> set[str]:
+def _in_8_bits(model: PreTrainedModel) -> set[str]:
     """Last names of the matrices that stay in 8 bits: the head, which is the embeddings as often as not, and those
     whose rows no block divides.
     """

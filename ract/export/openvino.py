@@ -1,8 +1,8 @@
 """OpenVINO graphs of a model: a decoder, a classifier, or an encoder-decoder, for processors of Intel, AMD and Arm.
 
-The graphs are those of :mod:`ract.export.onnx`, by the same library (``transformers.exporters``). Weights in 8 or 4 bits
-are NNCF's (``compress_weights``, no data needed): 8 bits symmetric per output channel, embeddings and head included; 4
-bits asymmetric in groups of 64, embeddings and head in 8 bits.
+The graphs are those of :mod:`ract.export.onnx`, by the same library (``transformers.exporters``). Weights in 8 or 4
+bits are NNCF's (``compress_weights``, without data): 8 bits symmetric for each output channel, embeddings and head
+included; 4 bits asymmetric in groups of 64, embeddings and head in 8.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class _Memory:
 
 @dataclass(frozen=True)
 class State:
-    """What a decoder has seen: so many *tokens* of the texts whose *memories* these are; none before the first token."""
+    """What a decoder has seen: the first *tokens* of the texts whose *memories* these are (none at the beginning)."""
 
     memories: tuple[_Memory, ...] = field(default=())
     tokens: int = 0
@@ -54,7 +54,7 @@ class State:
 class LiteRtModel:
     """An exported model, loaded. *threads* of one operation (0: as many as there are processors).
 
-    The graphs are for one text, so that rows run one after another; callers of other threads wait. Raises BadInput for a
+    The graphs are for one text: rows run one after another, and callers of other threads wait. Raises BadInput for a
     damaged or incomplete export.
     """
 
