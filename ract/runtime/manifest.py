@@ -5,6 +5,7 @@ Read without pydantic: on a small board its import costs more memory and time th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -97,14 +98,23 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write *manifest* with the records of every file in *directory*."""
     from ract.checkpoint.directory import write_text
 
-    complete = replace(manifest, files=file_records(directory, without=(FILE_NAME,)))
-    write_text(directory / FILE_NAME, json.dumps(asdict(complete), indent=2, ensure_ascii=False) + "\n")
+    given = asdict(replace(manifest, files=file_records(directory, without=(FILE_NAME,))))
+    text = json.dumps({**given, "digest": _digest(given)}, indent=2, ensure_ascii=False)
+    write_text(directory / FILE_NAME, text + "\n")
+
+
+def _digest(given: dict[str, Any]) -> str:
+    """A hash of the manifest itself: a flipped bit in it may leave a manifest that says something else."""
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
 def _parsed(given: Any) -> Manifest:
     """The manifest that the JSON value *given* stands for; ValueError or TypeError, naming the key, for any other."""
     if not isinstance(given, dict):
         raise TypeError("it is no object")
+    given = dict(given)
+    if given.pop("digest", None) != _digest(given):
+        raise ValueError("its digest is not that of its content")
     known = {one.name for one in fields(Manifest)}
     for key, value in given.items():
         if key not in known:
