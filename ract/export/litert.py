@@ -87,7 +87,7 @@ def _classifier(source: Source, limit: int) -> Any:
 
 def _decoder(source: Source, limit: int) -> Any:
     """Graphs named ``decode`` (the file's first) and ``prefill``."""
-    from ract.export.litert_decoder import StepGraph, two_pieces_in
+    from ract.export.step_graph import StepGraph, two_pieces_in
 
     step = StepGraph(source.model, limit).eval()
     graphs: Any = litert_torch

@@ -1,4 +1,4 @@
-"""A decoder as a graph of fixed shapes for LiteRT: some new tokens and a cache of so many slots go in, logits and the
+"""A decoder as a graph of fixed shapes, for LiteRT and ExecuTorch: some new tokens and a cache of so many slots go in, logits and the
 keys and values of the new tokens come out.
 
 Whoever runs it writes these into the cache, so that no cache is copied in the graph. Attention is over two pieces, what
