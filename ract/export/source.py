@@ -60,6 +60,7 @@ class Source:
             start=getattr(generation, "decoder_start_token_id", None) if self.kind == "encoder-decoder" else None,
             ends=tuple(sorted({int(end) for end in ends if end is not None})) if self.kind != "encoder" else (),
             pad=int(self.tokenizer.pad_token_id or 0),
+            members=len(getattr(config, "members", [])) or 1,
         )
 
 

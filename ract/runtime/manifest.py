@@ -41,7 +41,7 @@ class Manifest:
     *engine* runs it; *kind* is decoder, encoder or encoder-decoder; *precision* that of its weights; *limit* the most
     tokens it looks at (0: no limit). *labels* are a classifier's classes in order; *start* is the token a translation
     begins with, *ends* those that end a text. *source* is the content hash of the model directory it was made from,
-    *node* its name in the tree, *held_out* what it was measured at.
+    *members* how many models it is an ensemble of, *node* its name in the tree, *held_out* what it was measured at.
     """
 
     kind: Kind
@@ -57,6 +57,7 @@ class Manifest:
     start: int | None = None
     ends: tuple[int, ...] = ()
     pad: int = 0
+    members: int = 1
     node: str = ""
     held_out: HeldOut | None = None
     files: dict[str, FileRecord] = field(default_factory=dict)
@@ -176,6 +177,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "precision": _one_of(get_args(Precision)),
     "limit": _is_number,
     "pad": _is_number,
+    "members": _is_number,
     "begin": _is_token,
     "start": _is_token,
     "labels": _list_of(_is_text),

@@ -63,6 +63,10 @@ class OnnxModel:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        if self.manifest.members > 1 and threads > 1:  # members side by side, each on a processor of its own
+            options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+            options.inter_op_num_threads = min(threads, self.manifest.members)
+            options.intra_op_num_threads = max(1, threads // self.manifest.members)
         options.log_severity_level = 4  # what goes wrong is raised; it need not be printed too
         # Small models: what an arena would keep for the next run costs more memory than it saves time.
         options.enable_cpu_mem_arena = False
