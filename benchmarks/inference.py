@@ -186,28 +186,27 @@ ENGLISH = """# Exported models: speed, size, memory, faithfulness
 
 [中文](inference.zh-CN.md)
 
-Made by `python -m benchmarks.inference` (what it does: its docstring) and written here by `--docs docs`. ×
-is the speed against
-`transformers` in fp32 with as many threads, in the same run; *bandwidth* the share of the time that reading
-the weights once takes;
-*KL* (nats) and *top-1* are against the fp32 original, on text that the model wrote itself (the classifier:
-on random tokens).
-Decoders of 38 M and 5 M and the translator have random weights, which does not matter for speed and makes
-quantization look worse
-than on trained ones: their logits are nearly flat. What is not in a table was refused by the format, with
-the reason.
+Made by `python -m benchmarks.inference` (its docstring says how) and written here by `--docs docs`.
+
+- **×** is the speed against `transformers` in fp32 with as many threads, in the same run.
+- **bandwidth** is the share of the time that reading the weights once takes at the speed one thread reads memory.
+- **KL** (nats) and **top-1** are against the fp32 original, on text that the model wrote itself (the classifier: on
+  random tokens). The decoders and the translator here have random weights. That does not matter for speed, and makes
+  quantization look worse than on trained models: their logits are nearly flat. The trained model is below.
+- **refused**: the format does not take this kind of model, or this precision; the command says why.
 """
 CHINESE = """# 导出的模型：速度、大小、内存、忠实程度
 
 [English](inference.md)
 
-由 `python -m benchmarks.inference` 测得（做法见其文档字符串），用 `--docs docs` 写到这里。×
-是在同一次运行中、同样线程数下相对于 `transformers` fp32
-的速度；*bandwidth* 是把权重读一遍所需时间的占比；*KL*（奈特）和 *top-1* 以 fp32 原模型为准，
-在模型自己写的文本上测得（分类器用随机词元）。
-38 M 和 5 M 的解码器以及翻译模型的权重是随机的：这不影响速度，但会使量化显得比训练过的模型更差，因为它们的
-logits 几乎是平的。
-表里没有的是被该格式拒绝的，并说明了原因。
+由 `python -m benchmarks.inference` 测得（做法见其文档字符串），用 `--docs docs` 写到这里。
+
+- **×**：在同一次运行中、同样线程数下相对于 `transformers` fp32 的速度。
+- **bandwidth**：以单线程读内存的速度把权重读一遍所需时间的占比。
+- **KL**（奈特）和 **top-1**：以 fp32 原模型为准，在模型自己写的文本上测得（分类器用随机词元）。
+  这里的解码器和翻译模型的权重是随机的。这不影响速度，但会使量化显得比训练过的模型更差，因为它们的 logits 几乎是平的。
+  训练过的模型在下面。
+- **refused**：该格式不支持这种模型或这种精度；命令会说明原因。
 """
 
 
