@@ -9,9 +9,8 @@ activations are quantized as they come.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +31,11 @@ except ImportError as error:
         "litert/bin/pip install 'ract[train,litert-export]', then litert/bin/ract export …",
     ) from error
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 FILE_NAME = "model.tflite"
 BLOCK = 32  # new tokens at once, for prompts
 _LENGTHS = (32, 128)  # of texts that are classified, below the longest
 _BLOCK_4_BIT = 32
+_STAYS = "_8bit"
 _LONGEST_TEXT, _LONGEST_CACHE = 512, 1024
 
 
@@ -60,9 +57,10 @@ def write(source: Source, staging: Path, precision: str) -> int:
     except Exception as error:  # tracing and converting fail with errors of every kind
         what = f"{source.directory} is a {source.architecture}, which LiteRT's converter does not take"
         raise BadInput(f"{what} ({_first_line(error)})", "Use --format onnx or openvino") from error
-    _shorten_names(staging / FILE_NAME)
+    config: Any = source.model.config
+    _rename(staging / FILE_NAME, config.num_labels if source.kind == "encoder" else config.vocab_size)
     if precision != "fp32":
-        _quantize(staging / FILE_NAME, source.model, precision)
+        _quantize(staging / FILE_NAME, precision)
     return limit
 
 
@@ -87,55 +85,45 @@ def _classifier(source: Source, limit: int) -> Any:
 
 def _decoder(source: Source, limit: int) -> Any:
     """Graphs named ``decode`` (the file's first) and ``prefill``."""
-    from ract.export.step_graph import StepGraph, two_pieces_in
+    from ract.export.step_graph import step_graph
 
-    step = StepGraph(source.model, limit).eval()
     graphs: Any = litert_torch
-    for name, new in (("decode", 1), ("prefill", min(BLOCK, limit))):
-        graphs = graphs.signature(name, step, sample_kwargs=step.sample(new))
-    with two_pieces_in(source.model):
+    with step_graph(source.model, limit) as step:
+        for name, new in (("decode", 1), ("prefill", min(BLOCK, limit))):
+            graphs = graphs.signature(name, step, sample_kwargs=step.sample(new))
         return graphs.convert()
 
 
-def _shorten_names(file: Path) -> None:
-    """Cut the names of the tensors in *file* to the module that made them: with their whole paths, the names of a small
-    model are larger than its weights.
+def _rename(file: Path, outputs: int) -> None:
+    """Name the tensors in *file* by their numbers: with the paths of their modules, as they come, the names of a small
+    model are larger than its weights. What a matrix that stays in 8 bits computes is marked: the head, with *outputs*
+    rows, which is the embeddings as often as not, and matrices whose rows no block divides.
     """
     graphs = schema.ModelT.InitFromPackedBuf(file.read_bytes(), 0)
+    codes = [code.builtinCode for code in graphs.operatorCodes]
     for number, graph in enumerate(graphs.subgraphs):
         for place, tensor in enumerate(graph.tensors):
-            modules = [one.rpartition("/")[2].rpartition(".")[2] for one in tensor.name.decode().split(";") if one]
-            tensor.name = f"{number}.{place}_{';'.join(modules)}".encode()
+            tensor.name = f"{number}.{place}".encode()
+        for operator in graph.operators:
+            if codes[operator.opcodeIndex] == schema.BuiltinOperator.FULLY_CONNECTED:
+                rows, columns = graph.tensors[operator.inputs[1]].shape
+                if rows == outputs or columns % _BLOCK_4_BIT:
+                    graph.tensors[operator.outputs[0]].name += _STAYS.encode()
     packer = flatbuffers.Builder()
     packer.Finish(graphs.Pack(packer), b"TFL3")
     file.write_bytes(packer.Output())
 
 
-def _quantize(file: Path, model: PreTrainedModel, precision: str) -> None:
-    """Quantize the weights of the graphs of *model* in *file* in place."""
+def _quantize(file: Path, precision: str) -> None:
+    """Quantize the weights of the graphs in *file* in place."""
     rules = recipe.dynamic_wi8_afp32()
     if precision == "int4":
         dense = TFLOperationName.FULLY_CONNECTED
         rules += recipe.dynamic_wi4b32_afp32(operation_name=dense)
-        # Tensors have the names of the modules that made them.
-        ends = "|".join(sorted(_in_8_bits(model)))
-        rules += recipe.dynamic_wi8c_afp32(operation_name=dense, regex=rf"_({ends})(;|$)") if ends else []
+        rules += recipe.dynamic_wi8c_afp32(operation_name=dense, regex=_STAYS)
     tool = quantizer.Quantizer(str(file))
     tool.load_quantization_recipe(rules)
     tool.quantize().export_model(str(file), overwrite=True)
-
-
-def _in_8_bits(model: PreTrainedModel) -> set[str]:
-    """Last names of the matrices that stay in 8 bits: the head, which is the embeddings as often as not, and those
-    whose rows no block divides.
-    """
-    head = model.get_output_embeddings()
-    found = set()
-    for name, module in model.named_modules():
-        columns = getattr(module, "in_features", None) or getattr(module, "nx", None)  # GPT-2's matrices have nx
-        if module is head or (columns is not None and columns % _BLOCK_4_BIT):
-            found.add(re.escape(name.rpartition(".")[2]))
-    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from ract.runtime.engines.openvino import openvino  # imported there, without it
 
 if TYPE_CHECKING:
     from openvino import Model, Node
+    from transformers import Cache
 
 _SAMPLE = [5, 6, 7, 8, 9]
 _GROUP = 64
@@ -52,11 +53,22 @@ def _graphs(source: Source) -> dict[str, Model]:
         return {"model": exporter.export_program(source.model, inputs, config)[0]}
     parts = decompose_for_generation(source.model, inputs, multi_token_decode=True)
     if source.kind == "decoder":  # what reads further tokens reads the first ones as well
-        parts = {"decode": parts["decode"]}
+        model, given = parts["decode"]
+        parts = {"decode": (model, {**given, "past_key_values": _whole(given["past_key_values"])})}
     graphs = {name: exporter.export_program(model, given, config)[0] for name, (model, given) in parts.items()}
     if source.kind == "encoder-decoder":
         graphs["encoder"] = exporter.export_program(source.model.get_encoder(), inputs, config)[0]
     return graphs
+
+
+def _whole(cache: Cache) -> Cache:
+    """*cache* with layers that keep everything: what has left a window the mask hides, and a state can be shortened."""
+    from transformers import DynamicCache
+
+    whole = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        whole.update(layer.keys, layer.values, number)
+    return whole
 
 
 def _passes_through(result: Node) -> bool:

@@ -1,5 +1,5 @@
-"""A decoder as a graph of fixed shapes, for LiteRT and ExecuTorch: some new tokens and a cache of so many slots go in, logits and the
-keys and values of the new tokens come out.
+"""A decoder as a graph of fixed shapes, for LiteRT and ExecuTorch: some new tokens and a cache of so many slots go in,
+logits and the keys and values of the new tokens come out.
 
 Whoever runs it writes these into the cache, so that no cache is copied in the graph. Attention is over two pieces, what
 is in the cache and what is new; keys are stored with their tokens last, as the matrix product reads them.
@@ -8,13 +8,16 @@ is in the cache and what is new; keys are stored with their tokens last, as the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
+
+from ract.model.live import ENSEMBLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,17 +27,18 @@ _NEVER = -1e9
 
 
 class StepGraph(nn.Module):
-    """*model* with a cache of *slots* tokens; batch of one.
+    """*model*, or an ensemble of them, with a cache of *slots* tokens; batch of one.
 
     Call it with ``input_ids`` int32 (1, new), ``seen`` int32 (1,), the number of tokens in the cache, and for every
-    block *i* ``k_i`` (1, heads, width, slots) and ``v_i`` (1, heads, slots, width). It returns ``logits`` (1, new,
-    vocabulary) and ``k_i`` and ``v_i`` (1, heads, new, width) of the new tokens.
+    block *i* (of all members in turn) ``k_i`` (1, heads, width, slots) and ``v_i`` (1, heads, slots, width). It returns
+    ``logits`` (1, new, vocabulary) and ``k_i`` and ``v_i`` (1, heads, new, width) of the new tokens. :func:`step_graph`
+    makes one.
     """
 
     def __init__(self, model: PreTrainedModel, slots: int) -> None:
         super().__init__()
         self.model, self.slots = model, slots
-        self.shapes = _shapes(model)
+        self.shapes = [shape for one in _members(model) for shape in _shapes(one)]
 
     def sample(self, new: int) -> dict[str, Tensor]:
         """Inputs of the right shapes for *new* tokens."""
@@ -47,25 +51,29 @@ class StepGraph(nn.Module):
     def forward(self, input_ids: Tensor, seen: Tensor, **caches: Tensor) -> dict[str, Tensor]:
         """Logits after each new token, and the new keys and values."""
         layers = [_Layer(caches[f"k_{i}"], caches[f"v_{i}"]) for i in range(len(self.shapes))]
-        new = input_ids.shape[1]
-        out = self.model(
-            input_ids=input_ids,
-            # A block may reach beyond the last position with tokens that nobody looks at.
-            position_ids=(seen + torch.arange(new, dtype=torch.int32)).clamp(max=self.slots - 1)[None],
-            attention_mask=self._masks(seen, new),
-            past_key_values=Cache(layers=layers),
-            use_cache=True,
-        )
-        found = {"logits": out.logits}
+        found = {"logits": self._logits(self.model, input_ids, seen, iter(layers))}
         for i, layer in enumerate(layers):
             found[f"k_{i}"], found[f"v_{i}"] = layer.keys, layer.values
         return found
 
-    def _masks(self, seen: Tensor, new: int) -> Tensor | dict[str, Tensor]:
+    def _logits(self, model: Any, input_ids: Tensor, seen: Tensor, layers: Iterator[_Layer]) -> Tensor:
+        if model.config.model_type == ENSEMBLE:
+            each = [self._logits(member, input_ids, seen, layers) for member in model.members]
+            return model._combined([SimpleNamespace(logits=logits) for logits in each])
+        new = input_ids.shape[1]
+        return model(
+            input_ids=input_ids,
+            # A block may reach beyond the last position with tokens that nobody looks at.
+            position_ids=(seen + torch.arange(new, dtype=torch.int32)).clamp(max=self.slots - 1)[None],
+            attention_mask=self._masks(model.config, seen, new),
+            past_key_values=Cache(layers=[next(layers) for _ in range(model.config.num_hidden_layers)]),
+            use_cache=True,
+        ).logits
+
+    def _masks(self, config: Any, seen: Tensor, new: int) -> Tensor | dict[str, Tensor]:
         """What is added to the scores, (1, 1, new, slots + new): one mask, or one for each type of layer where a model
         mixes types.
         """
-        config: Any = self.model.config
         window = getattr(config, "sliding_window", None)
         if getattr(config, "layer_types", None):
             return {"full_attention": self._mask(seen, new, None), "sliding_attention": self._mask(seen, new, window)}
@@ -78,8 +86,7 @@ class StepGraph(nn.Module):
         if window is not None and window < self.slots:
             past = past & (seen + rows - slots < window)
             fresh = fresh & (rows - rows.T < window)
-        seen_by = torch.cat([past, fresh], -1)
-        return torch.where(seen_by, 0.0, _NEVER)[None, None]
+        return torch.where(torch.cat([past, fresh], -1), 0.0, _NEVER)[None, None]
 
 
 class _Layer(DynamicLayer):
@@ -130,16 +137,29 @@ AttentionInterface.register(ATTENTION, two_pieces)
 
 
 @contextmanager
-def two_pieces_in(model: PreTrainedModel) -> Iterator[None]:
-    """*model* with :func:`two_pieces` for its attention. Raises ValueError for one that has its own."""
-    if not model._supports_attention_backend:
-        raise ValueError("its attention cannot be replaced")
-    before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+def step_graph(model: PreTrainedModel, slots: int) -> Iterator[StepGraph]:
+    """The graph of *model*, which has :func:`two_pieces` for its attention meanwhile, with a cache of *slots* tokens.
+
+    Raises ValueError for a model that has an attention of its own.
+    """
+    graph = StepGraph(model, slots).eval()
+    with ExitStack() as stack:
+        for one in _members(model):
+            if not one._supports_attention_backend:
+                raise ValueError(f"the attention of a {one.config.model_type} cannot be replaced")
+            stack.callback(one.set_attn_implementation, one.config._attn_implementation)
+            one.set_attn_implementation(ATTENTION)
+            if one._can_set_experts_implementation():  # sorting tokens by expert has no fixed shape
+                stack.callback(one.set_experts_implementation, one.get_experts_implementation())
+                one.set_experts_implementation("batched_mm")
+        yield graph
+
+
+def _members(model: Any) -> list[Any]:
+    """*model*, or the members of an ensemble, and of those within it."""
+    if model.config.model_type != ENSEMBLE:
+        return [model]
+    return [one for member in model.members for one in _members(member)]
 
 
 @torch.inference_mode()
