@@ -29,7 +29,7 @@ def test_the_chosen_scales_are_never_worse_than_the_usual_ones(seed: int, bits: 
     weight = np.random.default_rng(seed).normal(size=(3, 32 * blocks)).astype(np.float32)
     weight[0, :32] = 0
     found = quantize(weight, bits)
-    assert (found.rows, found.columns) == weight.shape and found.block == block_size(weight.shape[1], bits)
+    assert (found.rows, found.columns) == weight.shape and found.block == block_size(weight.shape[1])
     restored = found.dequantized()
     assert not restored[0, :32].any()
     plain = np.abs(weight).reshape(3, -1, found.block).max(-1) / (2 ** (bits - 1) - 1)
@@ -43,7 +43,7 @@ def test_numbers_on_the_grid_are_kept_exactly() -> None:
         whole[:, ::16] = 2 ** (bits - 1) - 1  # so that every block's scale is the grid's
         weight = (whole * 0.125).astype(np.float32)
         np.testing.assert_allclose(quantize(weight, bits).dequantized(), weight, atol=1e-6)
-    assert block_size(40, 8) is None
+    assert block_size(40) is None
     with pytest.raises(ValueError, match="no multiple of 16"):
         quantize(np.zeros((2, 40), np.float32), 8)
 

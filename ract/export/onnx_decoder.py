@@ -47,7 +47,7 @@ def why_not(config: Any, precision: str) -> str | None:
             f"its heads, which it normalises, are no multiple of {_HEAD} wide",
         ),
         (
-            precision != "fp32" and block_size(c.hidden_size, 4) is None,
+            precision != "fp32" and block_size(c.hidden_size) is None,
             f"its width {c.hidden_size} is no multiple of 16",
         ),
     )

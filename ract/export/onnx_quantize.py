@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-_BLOCKS = {8: (128, 64, 32, 16), 4: (32, 16)}  # the larger, the fewer scales to read; 4 bits need smaller ones
+_BLOCKS = (128, 64, 32, 16)  # the larger, the fewer scales to read: a quarter of a step's time in 4 bits (docs/log.md)
 _CANDIDATES = {8: (1.0,), 4: tuple(np.linspace(0.75, 1.2, 16))}
 _AT_ONCE = 1 << 22  # numbers, so that the search over scales stays small in memory
 
@@ -45,17 +45,17 @@ class Quantized:
         return (whole * self.scales[..., None]).reshape(self.rows, -1)
 
 
-def block_size(columns: int, bits: int) -> int | None:
+def block_size(columns: int) -> int | None:
     """The block for rows of *columns* numbers; None when none divides them."""
-    return next((block for block in _BLOCKS[bits] if columns % block == 0), None)
+    return next((block for block in _BLOCKS if columns % block == 0), None)
 
 
 def quantize(weight: Floats, bits: int) -> Quantized:
     """*weight* (rows, columns) with *bits* a number. Raises ValueError when no block divides the columns."""
     rows, columns = weight.shape
-    block = block_size(columns, bits)
+    block = block_size(columns)
     if block is None:
-        raise ValueError(f"rows of {columns} numbers are no multiple of {_BLOCKS[bits][-1]}")
+        raise ValueError(f"rows of {columns} numbers are no multiple of {_BLOCKS[-1]}")
     step = max(1, _AT_ONCE // columns)
     parts = [_quantize(weight[i : i + step].reshape(-1, block), bits) for i in range(0, rows, step)]
     numbers, scales = (np.concatenate(part) for part in zip(*parts, strict=True))
