@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from ract.checkpoint.live import load_model
 from ract.export.step_graph import StepGraph, step_graph
+from ract.runtime.engines.fixed import FixedDecoder, State, filled_up
 from tests.pico import pico
 from tests.task_models import ensemble
 from tests.text_models import byte_level_model
@@ -76,6 +78,52 @@ def test_an_ensemble_of_ensembles_is_one_graph(tmp_path: Path) -> None:
     inner = ensemble(tmp_path / "inner", members[:2])
     expected, found = both(load_model(ensemble(tmp_path / "outer", [inner, members[2]])))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+class InTorch(FixedDecoder):
+    """The graph as it is, for the part that all engines of fixed shapes share."""
+
+    def __init__(self, graph: StepGraph, block: int) -> None:
+        self.graph, self.given, self.sizes = graph, graph.sample(1), []
+        super().__init__({name: tuple(value.shape) for name, value in self.given.items()}, block)
+
+    def cache(self, name: str) -> np.ndarray:
+        return self.given[name].numpy()
+
+    @torch.no_grad()
+    def call(self, ids: np.ndarray, seen: int) -> dict[str, np.ndarray]:
+        self.sizes.append(len(ids))
+        new = {"input_ids": torch.from_numpy(ids)[None], "seen": torch.tensor([seen], dtype=torch.int32)}
+        return {name: value.numpy() for name, value in self.graph(**{**self.given, **new}).items()}
+
+
+def test_states_are_read_on_from_wherever_they_were_left() -> None:
+    model = pico("Qwen3")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 90, (2, 20), generator=generator)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits.numpy()
+    with step_graph(model, SLOTS) as graph:
+        decoder = InTorch(graph, 8)
+        numbers = ids.numpy()
+        logits, eleven = decoder.scores(numbers[:, :11], State())
+        np.testing.assert_allclose(logits, expected[:, :11], atol=2e-5)
+        assert decoder.sizes == [8, 1, 1, 1] * 2, "a block, and what is left one by one"
+        for state, start in ((eleven, 11), (eleven.shortened(7), 7), (eleven, 11), (eleven.shortened(0), 0)):
+            logits, _ = decoder.scores(numbers[:, start:], state)
+            np.testing.assert_allclose(logits, expected[:, start:], atol=2e-5)
+        rows = np.array([1, 0, 1])
+        logits, _ = decoder.scores(numbers[rows][:, 11:], eleven.reordered(rows))
+        np.testing.assert_allclose(logits, expected[rows][:, 11:], atol=2e-5)
+
+
+def test_a_text_is_filled_up_to_the_next_length() -> None:
+    ids, mask = np.array([5, 6, 7, 0, 0]), np.array([1, 1, 1, 0, 0])
+    for lengths, length in (([8, 4], 4), ([3], 3), ([2, 64], 64)):
+        numbers, shown = filled_up(ids, mask, lengths, 9)
+        assert numbers.shape == shown.shape == (1, length) and numbers.dtype == shown.dtype == np.int32
+        assert numbers[0].tolist() == [5, 6, 7] + [9] * (length - 3) and shown.sum() == 3
+    assert filled_up(ids[:1], np.zeros(1), [4], 9)[1].sum() == 0
 
 
 def test_the_model_is_as_it_was_afterwards() -> None:
