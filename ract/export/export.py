@@ -46,7 +46,7 @@ def export(
 ) -> Exported:
     """Write the model at *model_dir* (or the final node of a run) with its tokenizer into the folder *out*.
 
-    *format* is onnx, openvino, gguf, ctranslate2, litert or executorch; *precision* fp32, int8 or int4, of the weights.
+    *format* is onnx, openvino, gguf, ctranslate2 or litert; *precision* fp32, int8 or int4, of the weights.
     The result is opened in its own runtime and compared with the original, on the texts of the files *data* where they
     are given, else on what the model itself writes. Raises BadInput for what the format does not support (with the
     reason) and when *out* exists already, MissingExtra where the format's packages are not installed, RactError when
