@@ -22,9 +22,9 @@ _SETTINGS: dict[str, Any] = {
     "PERFORMANCE_HINT": "LATENCY",
     "NUM_STREAMS": 1,
     "ENABLE_CPU_PINNING": False,  # two processes would share one core
-    # The same answers on every machine: neither bf16 where there is hardware for it, nor activations in 8 bits.
-    "INFERENCE_PRECISION_HINT": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where there is hardware for it, and other answers than elsewhere
+    # Activations in 8 bits to meet weights in 8 or 4: classifiers run twice as fast, and the loss moves by 1e-4.
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
 }
 
 
