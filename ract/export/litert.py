@@ -1,10 +1,8 @@
 """LiteRT (TensorFlow Lite) graphs of a model: a classifier or a decoder, for Android, iOS and small boards.
 
-Phones want fixed shapes, so every graph is for one text. A classifier has a graph for each of a few lengths, shorter
-texts are padded; a decoder one for a single token and one for a block of them, both with a cache of a fixed size. The
-graphs of one model share its weights in the one file ``model.tflite``. Weights in 8 or 4 bits are Google's
-``ai_edge_quantizer``: 8 bits for each output channel, or 4 bits in blocks of 32 with embeddings and head in 8;
-activations are quantized as they come.
+The graphs (:mod:`ract.export.fixed`) are signatures of the one file ``model.tflite`` and share its weights. Weights in
+8 or 4 bits are made by ``ai_edge_quantizer``: 8 bits for each output channel, or 4 bits in blocks of 32 with embeddings
+and head in 8; activations are quantized as they come.
 """
 
 from __future__ import annotations
@@ -13,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ract.errors import BadInput
+from ract.export.fixed import first_line, fixed_graphs, limit_of
 from ract.export.source import Source
 
 try:
@@ -32,66 +30,30 @@ except ImportError as error:
     ) from error
 
 FILE_NAME = "model.tflite"
-BLOCK = 32  # new tokens at once, for prompts
-_LENGTHS = (32, 128)  # of texts that are classified, below the longest
 _BLOCK_4_BIT = 32
 _STAYS = "_8bit"
-_LONGEST_TEXT, _LONGEST_CACHE = 512, 1024
 
 
 def write(source: Source, staging: Path, precision: str) -> int:
     """Write the graphs of *source* into *staging*; returns the most tokens that they look at.
 
-    Raises BadInput for an encoder-decoder, an ensemble of models that write, and what the converter cannot convert.
+    Raises BadInput for an encoder-decoder and for what the converter does not take.
     """
-    if source.kind == "encoder-decoder":
-        raise BadInput(
-            f"{source.directory} is an encoder-decoder, and ract's LiteRT graphs are for models with one stack",
-            "Use --format onnx or openvino",
-        )
-    longest = _LONGEST_CACHE if source.kind == "decoder" else _LONGEST_TEXT
-    limit = min(source.limit or longest, longest)
+    limit = limit_of(source)
+    converted: Any = litert_torch
     try:
-        converted = _classifier(source, limit) if source.kind == "encoder" else _decoder(source, limit)
-        converted.export(str(staging / FILE_NAME))
+        with fixed_graphs(source, torch.int32) as graphs:
+            for name, (graph, sample) in graphs.items():
+                converted = converted.signature(name, graph, sample_kwargs=sample)
+            converted.convert().export(str(staging / FILE_NAME))
     except Exception as error:  # tracing and converting fail with errors of every kind
         what = f"{source.directory} is a {source.architecture}, which LiteRT's converter does not take"
-        raise BadInput(f"{what} ({_first_line(error)})", "Use --format onnx or openvino") from error
+        raise BadInput(f"{what} ({first_line(error)})", "Use --format onnx or openvino") from error
     config: Any = source.model.config
     _rename(staging / FILE_NAME, config.num_labels if source.kind == "encoder" else config.vocab_size)
     if precision != "fp32":
         _quantize(staging / FILE_NAME, precision)
     return limit
-
-
-class _Classifier(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.model(input_ids=input_ids, attention_mask=attention_mask).logits}
-
-
-def _classifier(source: Source, limit: int) -> Any:
-    """Graphs named ``classify_<length>``."""
-    graphs: Any = litert_torch
-    for length in [*(length for length in _LENGTHS if length < limit), limit]:
-        ids = torch.ones(1, length, dtype=torch.int32)
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        graphs = graphs.signature(f"classify_{length}", _Classifier(source.model).eval(), sample_kwargs=given)
-    return graphs.convert()
-
-
-def _decoder(source: Source, limit: int) -> Any:
-    """Graphs named ``decode`` (the file's first) and ``prefill``."""
-    from ract.export.step_graph import step_graph
-
-    graphs: Any = litert_torch
-    with step_graph(source.model, limit) as step:
-        for name, new in (("decode", 1), ("prefill", min(BLOCK, limit))):
-            graphs = graphs.signature(name, step, sample_kwargs=step.sample(new))
-        return graphs.convert()
 
 
 def _rename(file: Path, outputs: int) -> None:
@@ -124,7 +86,3 @@ def _quantize(file: Path, precision: str) -> None:
     tool = quantizer.Quantizer(str(file))
     tool.load_quantization_recipe(rules)
     tool.quantize().export_model(str(file), overwrite=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -29,23 +29,23 @@ _NEVER = -1e9
 class StepGraph(nn.Module):
     """*model*, or an ensemble of them, with a cache of *slots* tokens; batch of one.
 
-    Call it with ``input_ids`` int32 (1, new), ``seen`` int32 (1,), the number of tokens in the cache, and for every
-    block *i* (of all members in turn) ``k_i`` (1, heads, width, slots) and ``v_i`` (1, heads, slots, width). It returns
-    ``logits`` (1, new, vocabulary) and ``k_i`` and ``v_i`` (1, heads, new, width) of the new tokens. :func:`step_graph`
+    Call it with ``input_ids`` (1, new), ``seen`` (1,), the number of tokens in the cache, both of type *ids*, and for
+    every block *i* (of all members in turn) ``k_i`` (heads, width, slots) and ``v_i`` (heads, slots, width). It returns
+    ``logits`` (1, new, vocabulary) and ``k_i`` and ``v_i`` (heads, new, width) of the new tokens. :func:`step_graph`
     makes one.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int) -> None:
+    def __init__(self, model: PreTrainedModel, slots: int, ids: torch.dtype) -> None:
         super().__init__()
-        self.model, self.slots = model, slots
+        self.model, self.slots, self.ids = model, slots, ids
         self.shapes = [shape for one in _members(model) for shape in _shapes(one)]
 
     def sample(self, new: int) -> dict[str, Tensor]:
         """Inputs of the right shapes for *new* tokens."""
-        given = {"input_ids": torch.zeros(1, new, dtype=torch.int32), "seen": torch.zeros(1, dtype=torch.int32)}
+        given = {"input_ids": torch.zeros(1, new, dtype=self.ids), "seen": torch.zeros(1, dtype=self.ids)}
         for i, (heads, key_width, value_width) in enumerate(self.shapes):
-            given[f"k_{i}"] = torch.zeros(1, heads, key_width, self.slots)
-            given[f"v_{i}"] = torch.zeros(1, heads, self.slots, value_width)
+            given[f"k_{i}"] = torch.zeros(heads, key_width, self.slots)
+            given[f"v_{i}"] = torch.zeros(heads, self.slots, value_width)
         return given
 
     def forward(self, input_ids: Tensor, seen: Tensor, **caches: Tensor) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ class StepGraph(nn.Module):
         layers = [_Layer(caches[f"k_{i}"], caches[f"v_{i}"]) for i in range(len(self.shapes))]
         found = {"logits": self._logits(self.model, input_ids, seen, iter(layers))}
         for i, layer in enumerate(layers):
-            found[f"k_{i}"], found[f"v_{i}"] = layer.keys, layer.values
+            found[f"k_{i}"], found[f"v_{i}"] = layer.keys[0], layer.values[0]
         return found
 
     def _logits(self, model: Any, input_ids: Tensor, seen: Tensor, layers: Iterator[_Layer]) -> Tensor:
@@ -64,7 +64,7 @@ class StepGraph(nn.Module):
         return model(
             input_ids=input_ids,
             # A block may reach beyond the last position with tokens that nobody looks at.
-            position_ids=(seen + torch.arange(new, dtype=torch.int32)).clamp(max=self.slots - 1)[None],
+            position_ids=(seen + torch.arange(new, dtype=self.ids)).clamp(max=self.slots - 1)[None],
             attention_mask=self._masks(model.config, seen, new),
             past_key_values=Cache(layers=[next(layers) for _ in range(model.config.num_hidden_layers)]),
             use_cache=True,
@@ -80,7 +80,7 @@ class StepGraph(nn.Module):
         return self._mask(seen, new, window)
 
     def _mask(self, seen: Tensor, new: int, window: int | None) -> Tensor:
-        slots, rows = torch.arange(self.slots, dtype=torch.int32), torch.arange(new, dtype=torch.int32)[:, None]
+        slots, rows = torch.arange(self.slots, dtype=self.ids), torch.arange(new, dtype=self.ids)[:, None]
         past = (slots < seen).expand(new, self.slots)
         fresh = rows >= rows.T
         if window is not None and window < self.slots:
@@ -121,15 +121,15 @@ def two_pieces(
         raise NotImplementedError("attention sinks")
     (past_keys, new_keys), (past_values, new_values) = key, value
     _, heads, new, width = query.shape
-    groups = heads // new_keys.shape[1]
+    shared = past_keys.shape[0]  # heads of keys and values, each for a group of the query's
     scale = width**-0.5 if scaling is None else scaling
-    grouped = (query * scale).reshape(1, new_keys.shape[1], groups * new, width)
-    scores = torch.cat([grouped @ past_keys, grouped @ new_keys.transpose(-1, -2)], -1)
+    grouped = (query * scale).reshape(shared, heads // shared * new, width)
+    scores = torch.cat([grouped.bmm(past_keys), grouped.bmm(new_keys[0].transpose(1, 2))], -1)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     slots = past_keys.shape[-1]
-    weights = (scores + torch.cat([attention_mask] * groups, 2)).softmax(-1)
-    mixed = weights[..., :slots] @ past_values + weights[..., slots:] @ new_values
+    weights = (scores + torch.cat([attention_mask[0]] * (heads // shared), 1)).softmax(-1)
+    mixed = weights[..., :slots].bmm(past_values) + weights[..., slots:].bmm(new_values[0])
     return mixed.reshape(1, heads, new, -1).transpose(1, 2), None
 
 
@@ -137,12 +137,13 @@ AttentionInterface.register(ATTENTION, two_pieces)
 
 
 @contextmanager
-def step_graph(model: PreTrainedModel, slots: int) -> Iterator[StepGraph]:
-    """The graph of *model*, which has :func:`two_pieces` for its attention meanwhile, with a cache of *slots* tokens.
+def step_graph(model: PreTrainedModel, slots: int, ids: torch.dtype = torch.int32) -> Iterator[StepGraph]:
+    """The graph of *model*, which has :func:`two_pieces` for its attention meanwhile, with a cache of *slots* tokens
+    and token numbers of type *ids*.
 
     Raises ValueError for a model that has an attention of its own.
     """
-    graph = StepGraph(model, slots).eval()
+    graph = StepGraph(model, slots, ids).eval()
     with ExitStack() as stack:
         for one in _members(model):
             if not one._supports_attention_backend:

@@ -54,7 +54,7 @@ class State:
 
 class FixedDecoder(ABC):
     """A graph for one token and one for a *block* of tokens, for one text; both have inputs of *shapes*, of which those
-    named ``k_…`` (1, heads, width, slots) and ``v_…`` (1, heads, slots, width) are the cache.
+    named ``k_…`` (heads, width, slots) and ``v_…`` (heads, slots, width) are the cache.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], block: int) -> None:
@@ -87,7 +87,7 @@ class FixedDecoder(ABC):
 
     def _memory(self) -> Memory:
         """One for a new text."""
-        sizes = {n: (d, b, c) if n.startswith("k_") else (c, b, d) for n, (_, b, c, d) in self.shapes.items()}
+        sizes = {n: (d, b, c) if n.startswith("k_") else (c, b, d) for n, (b, c, d) in self.shapes.items()}
         return Memory({name: np.empty(size, dtype=np.float32) for name, size in sizes.items()})
 
     def _read(self, ids: Ids, memory: Memory, seen: int) -> tuple[Floats, Memory]:
@@ -104,7 +104,7 @@ class FixedDecoder(ABC):
             self._load(memory)
             found = self.call(given, memory.filled)
             for name, cache in memory.caches.items():
-                cache[memory.filled : memory.filled + new] = found[name][0, :, :new].swapaxes(0, 1)
+                cache[memory.filled : memory.filled + new] = found[name][:, :new].swapaxes(0, 1)
             memory.filled += new
             logits.append(found["logits"][0, :new])
             ids = ids[new:]
@@ -114,7 +114,7 @@ class FixedDecoder(ABC):
         """Write into the graph's inputs what they do not have of *memory*."""
         start = self._written if self._loaded is memory else 0
         for name, cache in memory.caches.items():
-            view, new = self.cache(name)[0], cache[start : memory.filled]
+            view, new = self.cache(name), cache[start : memory.filled]
             if name.startswith("k_"):
                 view[:, :, start : memory.filled] = new.transpose(1, 2, 0)
             else:
