@@ -18,7 +18,7 @@ def export_command(
     model: Model,
     out: Out,
     form: Annotated[
-        str, typer.Option("--format", help="onnx, openvino, gguf, ctranslate2 or litert.")
+        str, typer.Option("--format", help="onnx, openvino, gguf, ctranslate2, litert or executorch.")
     ] = "onnx",
     precision: Annotated[
         str | None, typer.Option("--precision", help="Of the weights: fp32 (default), int8 or int4.")

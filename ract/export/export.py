@@ -46,7 +46,7 @@ def export(
 ) -> Exported:
     """Write the model at *model_dir* (or the final node of a run) with its tokenizer into the folder *out*.
 
-    *format* is onnx, openvino, gguf, ctranslate2 or litert; *precision* fp32, int8 or int4, of the weights.
+    *format* is onnx, openvino, gguf, ctranslate2, litert or executorch; *precision* fp32, int8 or int4, of the weights.
     The result is opened in its own runtime and compared with the original, on the texts of the files *data* where they
     are given, else on what the model itself writes. Raises BadInput for what the format does not support (with the
     reason) and when *out* exists already, MissingExtra where the format's packages are not installed, RactError when
@@ -54,8 +54,7 @@ def export(
     """
     _known("format", format, get_args(Engine))
     _known("precision", precision, get_args(Precision))
-    with needs_extra(f"ract export --format {format}", EXTRAS[format]):  # before the model is loaded for nothing
-        importlib.import_module(f"ract.export.{format}")
+    _writer(format)  # before the model is loaded for nothing
     source = load_source(model_dir)
     texts = hashlib.sha256("\0".join(map(str, data)).encode()).hexdigest()
     return export_source(source, Path(out), format, precision, sample(source, data), data=texts, force=force)
@@ -75,11 +74,9 @@ def export_source(
     """:func:`export` for a model that is loaded, compared on *given*, whose texts *data* names; *node*: its name in the
     tree.
     """
-    extra = EXTRAS[format]
-    with needs_extra(f"ract export --format {format}", extra):
-        writer = importlib.import_module(f"ract.export.{format}")
+    writer = _writer(format)
     with publish(out, force=force) as staging:
-        with needs_extra(f"ract export --format {format}", extra), silent():
+        with needs_extra(f"ract export --format {format}", EXTRAS[format]), silent():
             limit = writer.write(source, staging, precision)
         if not (staging / "tokenizer.json").is_file():
             copy_tokenizer(source.directory, staging)
@@ -97,6 +94,12 @@ def export_source(
             held_out = HeldOut(data=data, loss=measured["loss_exported"], loss_original=measured["loss"])
             write_manifest(staging, replace(manifest, held_out=held_out))
     return Exported(out, sum(file.stat().st_size for file in out.iterdir()), measured)
+
+
+def _writer(format: Engine) -> Any:
+    """The module that writes *format*. Raises MissingExtra where its packages are not installed."""
+    with needs_extra(f"ract export --format {format}", EXTRAS[format]), silent():
+        return importlib.import_module(f"ract.export.{format}")
 
 
 def _known(what: str, given: str, known: Sequence[str]) -> None:

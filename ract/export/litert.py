@@ -7,6 +7,8 @@ and head in 8; activations are quantized as they come.
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from ract.errors import BadInput
 from ract.export.fixed import first_line, fixed_graphs, limit_of
 from ract.export.source import Source
+from ract.runtime.engines.fixed import muted
 
 try:
     import flatbuffers
@@ -42,7 +45,7 @@ def write(source: Source, staging: Path, precision: str) -> int:
     limit = limit_of(source)
     converted: Any = litert_torch
     try:
-        with fixed_graphs(source, torch.int32) as graphs:
+        with fixed_graphs(source, torch.int32) as graphs, muted():
             for name, (graph, sample) in graphs.items():
                 converted = converted.signature(name, graph, sample_kwargs=sample)
             converted.convert().export(str(staging / FILE_NAME))
@@ -85,4 +88,5 @@ def _quantize(file: Path, precision: str) -> None:
         rules += recipe.dynamic_wi8c_afp32(operation_name=dense, regex=_STAYS)
     tool = quantizer.Quantizer(str(file))
     tool.load_quantization_recipe(rules)
-    tool.quantize().export_model(str(file), overwrite=True)
+    with redirect_stderr(io.StringIO()):  # progress bars
+        tool.quantize().export_model(str(file), overwrite=True)

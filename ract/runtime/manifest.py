@@ -18,7 +18,7 @@ from ract.errors import BadInput
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
-Engine = Literal["onnx", "openvino", "gguf", "ctranslate2", "litert"]
+Engine = Literal["onnx", "openvino", "gguf", "ctranslate2", "litert", "executorch"]
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 Precision = Literal["fp32", "int8", "int4"]
 

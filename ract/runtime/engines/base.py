@@ -22,6 +22,7 @@ _ENGINES: dict[str, tuple[str, str | None]] = {
     "gguf": ("GgufModel", "gguf"),
     "ctranslate2": ("CTranslate2Model", "ctranslate2"),
     "litert": ("LiteRtModel", "litert"),
+    "executorch": ("ExecuTorchModel", "executorch"),
 }
 
 

@@ -17,7 +17,7 @@ from executorch.runtime import Runtime
 
 from ract.errors import BadInput
 from ract.runtime.engines.base import Floats, Ids
-from ract.runtime.engines.fixed import FixedDecoder, Numbers, State, filled_up
+from ract.runtime.engines.fixed import FixedDecoder, Numbers, State, filled_up, muted
 from ract.runtime.manifest import Manifest, read_manifest
 
 FILE_NAME = "model.pte"
@@ -36,11 +36,12 @@ class ExecuTorchModel:
         file = self.directory / FILE_NAME
         if not file.is_file():
             raise BadInput(f"{file} is missing", "Export the model again")
-        if threads:
-            _unsafe_reset_threadpool(threads)
         try:
-            self._program = Runtime.get().load_program(file)
-            graphs = {name: self._program.load_method(name) for name in sorted(self._program.method_names)}
+            with muted():
+                if threads:
+                    _unsafe_reset_threadpool(threads)
+                self._program = Runtime.get().load_program(file)
+                graphs = {name: self._program.load_method(name) for name in sorted(self._program.method_names)}
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             problem = f"{file} is not a program that ExecuTorch opens ({reason})"

@@ -5,8 +5,11 @@ What is the same for every engine that runs them: which tokens go in at once, an
 
 from __future__ import annotations
 
+import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -120,6 +123,22 @@ class FixedDecoder(ABC):
             else:
                 view[:, start : memory.filled] = new.swapaxes(0, 1)
         self._loaded, self._written = memory, memory.filled
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Without what native libraries write to the standard error, such as which delegate they made; errors are raised
+    all the same.
+    """
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def filled_up(ids: Ids, mask: Ids, lengths: Sequence[int], pad: int) -> tuple[Numbers, Numbers]:

@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from ract.errors import BadInput
 from ract.runtime.engines.base import Floats, Ids
-from ract.runtime.engines.fixed import FixedDecoder, Numbers, State, filled_up
+from ract.runtime.engines.fixed import FixedDecoder, Numbers, State, filled_up, muted
 from ract.runtime.manifest import Manifest, read_manifest
 
 FILE_NAME = "model.tflite"
@@ -31,8 +31,9 @@ class LiteRtModel:
         if not file.is_file():
             raise BadInput(f"{file} is missing", "Export the model again")
         try:
-            self._interpreter = Interpreter(model_path=str(file), num_threads=threads or os.cpu_count())
-            self._interpreter.allocate_tensors()
+            with muted():
+                self._interpreter = Interpreter(model_path=str(file), num_threads=threads or os.cpu_count())
+                self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise BadInput(f"{file} is not a graph that LiteRT opens ({reason})", "Export the model again") from error
