@@ -1,20 +1,15 @@
-"""The models of ``benchmarks/inference.py``, and ``transformers`` running them: the baseline of every ratio.
+"""The models of ``benchmarks/inference.py``.
 
 Weights are random where only speed is asked (they make no difference to it); MiniLM-L6 is the real one.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-PROMPT, STEPS, TEXT, SENTENCE, BEAMS, ROUNDS = 32, 32, 64, 16, 4, 5  # as ract.runtime.measure has them
 
 
 def prepare(work: Path) -> dict[str, Path]:
@@ -95,73 +90,3 @@ def _translator(folder: Path) -> None:
     shape = derive_encoder_decoder_shape(TextEncoder(folder).vocab_size, 192, 4)
     model = new_encoder_decoder(shape, load_tokenizer(folder), seed=0, settings=ModelSettings(128, 0.0))
     model.save_pretrained(folder)
-
-
-def baseline(directory: Path, threads: int) -> dict[str, float]:
-    """``transformers`` in fp32 doing what :mod:`ract.runtime.measure` has engines do; the peak is the process's."""
-    import torch
-
-    from ract.checkpoint.live import load_model
-    from ract.runtime.machine import peak_memory_bytes
-
-    torch.set_num_threads(threads)
-    model: Any = load_model(directory, dtype=torch.float32)
-    config = model.config
-    if type(model).__name__.endswith("ForSequenceClassification"):
-        ids = torch.full((1, TEXT), 5)
-        latency = _median(lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids)))
-    elif config.is_encoder_decoder:
-        ids = torch.full((1, SENTENCE), 5)
-        options = {"num_beams": BEAMS, "min_new_tokens": SENTENCE, "max_new_tokens": SENTENCE}
-        latency = _median(lambda: model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options))
-    else:
-        ids = torch.full((1, PROMPT), 5)
-        latency = _generate(model, ids)
-    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    return {"latency_ms": 1000 * latency, "peak_memory_bytes": peak_memory_bytes() or 0, "size_bytes": size}
-
-
-def _generate(model: Any, ids: Any) -> float:
-    """Seconds a token of ``generate()``, greedy; reading the prompt is taken off."""
-    import torch
-
-    def seconds(count: int) -> float:
-        begin = time.perf_counter()
-        options = {"min_new_tokens": count, "max_new_tokens": count, "do_sample": False}
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
-        return time.perf_counter() - begin
-
-    seconds(2)
-    return statistics.median((seconds(STEPS + 1) - seconds(1)) / STEPS for _ in range(ROUNDS))
-
-
-def _median(work: Callable[[], Any]) -> float:
-    import torch
-
-    times = []
-    with torch.inference_mode():
-        for _ in range(2 * ROUNDS):
-            begin = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - begin)
-    return statistics.median(times[2:])
-
-
-def bandwidth() -> float:
-    """Bytes a second that one thread reads from memory: the product of two long vectors, the best of ten."""
-    import numpy as np
-
-    a, b = (np.ones(64 * 1024**2, np.float32) for _ in range(2))
-    best = float("inf")
-    for _ in range(10):
-        begin = time.perf_counter()
-        np.dot(a, b)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * a.nbytes / best
-
-
-if __name__ == "__main__":  # a process of its own for each measurement: DIRECTORY THREADS
-    if sys.argv[1] == "bandwidth":
-        print(json.dumps({"bytes_per_second": bandwidth()}))
-    else:
-        print(json.dumps(baseline(Path(sys.argv[1]), int(sys.argv[2]))))
