@@ -65,7 +65,10 @@ def test_training_learns(tokens: np.ndarray, optimizer: str) -> None:
     assert outcome.tokens == 256 * 40
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw"}, {"ema": 0.9}, {"patience": 2, "evaluations": 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer": "adamw"}, {"ema": 0.9}, {"patience": 2, "evaluations": 4}, {"dropout": 0.2, "ema": 0.5}],
+)
 def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(
     tmp_path: Path, tokens: np.ndarray, changes: dict[str, object]
 ) -> None:

@@ -23,6 +23,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "class_weights": "none",
     "token_splits": 0.0,
     "token_dropout": 0.0,
+    "dropout": 0.0,
     "patience": 3,
     "evaluations": 0,  # none given: as often as is cheap
     "precision": "auto",

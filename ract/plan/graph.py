@@ -12,7 +12,7 @@ from ract.cost import AnyShape
 LEARN_STEPS = 20
 LEARN_BATCH_TOKENS = 2048
 WEIGHTS_BLOCK = 128
-_NEUTRAL_AT_ZERO = ("token_splits", "token_dropout")
+_NEUTRAL_AT_ZERO = ("token_splits", "token_dropout", "dropout")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class TrainSpec:
     class_weights: str = "none"
     token_splits: float = 0.0
     token_dropout: float = 0.0
+    dropout: float = 0.0
 
     @property
     def steps(self) -> int:

@@ -195,8 +195,21 @@ class Plan(Table):
         if self.compact.pretrain is not None and task != "classification":
             raise ValueError("compact.pretrain (masked language modelling) is for classification")
         if self.compact.dropout is not None and self.kind == "decoder":
-            raise ValueError("compact.dropout is for encoders and encoder-decoders: the compact decoder has none")
+            raise ValueError(
+                "compact.dropout is for encoders and encoder-decoders; of a decoder's training: train.dropout"
+            )
+        dropped = [where for where, stage in self._stages() if stage is not None and stage.dropout is not None]
+        if dropped and self.kind != "decoder":
+            raise ValueError(f"{dropped[0]}.dropout is for decoders; of an {self.kind}: compact.dropout")
         return self
+
+    def _stages(self) -> list[tuple[str, TrainTable | None]]:
+        """Every table of training with its place in the plan."""
+        stages = [("train", self.train), ("compact.train", self.compact.train)]
+        stages.append(("compact.pretrain", self.compact.pretrain))
+        for number, level in enumerate(self.level):
+            stages += [(f"level[{number}].{key}", getattr(level, key)) for key in ("branch", "heal", "student")]
+        return stages
 
     @model_validator(mode="after")
     def _a_branch_for_each_domain(self) -> Plan:

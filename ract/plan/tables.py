@@ -112,6 +112,11 @@ class TrainTable(Table):
     token_dropout: Fraction | None = Field(
         default=None, description="classification: share of the tokens of a training text that are hidden"
     )
+    dropout: Fraction | None = Field(
+        default=None,
+        description="language modelling: share of what the embedding and every attention and feed-forward give that is "
+        "dropped in training",
+    )
     patience: int | None = Field(
         default=None, ge=0, description="evaluations without gain before an early stop; 0: never"
     )

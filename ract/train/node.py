@@ -22,6 +22,7 @@ from ract.data.example_batches import Batch
 from ract.errors import NonFiniteLoss
 from ract.plan.graph import TrainSpec
 from ract.train.device import autocast_dtype, prefers_plain_attention
+from ract.train.dropout import residual_dropout
 from ract.train.losses import distillation_loss, squared_norm
 from ract.train.objectives import Objective
 from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimizers, set_lr, wsd_multiplier
@@ -86,7 +87,7 @@ class TrainingRun:
         self.average = AveragedModel(self.plain, multi_avg_fn=get_ema_multi_avg_fn(spec.ema)) if averaging else None
         self.best: dict[str, torch.Tensor] = {}
         self.progress = Progress()
-        self.draws = _draws_at_random(self.plain)
+        self.draws = spec.dropout > 0 or _draws_at_random(self.plain)
 
     def run(self) -> Outcome:
         """Train to the end (or to an early stop), from the newest checkpoint if there is one."""
@@ -94,7 +95,8 @@ class TrainingRun:
         self.model.train()
         saved, started, before = time.monotonic(), time.monotonic(), self.progress.seconds
         while self.progress.step < self.spec.steps and not self.progress.stopped_early:
-            loss = self.step(self.progress.step)
+            with residual_dropout(self.plain, self.spec.dropout):
+                loss = self.step(self.progress.step)
             self.progress.step += 1
             self.progress.seconds = before + time.monotonic() - started
             if self.progress.step % self._interval() == 0 or self.progress.step == self.spec.steps:
