@@ -217,3 +217,24 @@ def test_augmentation_is_part_of_what_names_a_node_only_where_it_is_used() -> No
     )
     assert changed["token_splits"] == 0.2 and "token_splits" not in plain
     assert {key: value for key, value in changed.items() if key != "token_splits"} == plain
+
+
+@pytest.mark.parametrize(("teacher", "leaves"), [("own", 6), ("shared", 3)])
+def test_students_may_share_their_teacher(teacher: str, leaves: int) -> None:
+    levels_ = [
+        {"method": "ensemble", "members": 3},
+        {"method": "distill", "teacher": teacher},
+        {"method": "ensemble", "members": 2},
+    ]
+    graph = graph_of(level=levels_, budget={"flops": "1T"}, baseline={"enabled": False})
+    students = [node for node in graph if node.method == "distill"]
+    assert sum(node.method == "leaf" for node in graph) == leaves
+    assert len({node.seed for node in students}) == 2
+    assert len({node.teachers for node in students}) == (1 if teacher == "shared" else 2)
+    spent = sum(graph.own_flops(node.name) for node in graph if node.method == "leaf")
+    assert spent == pytest.approx(3 / 9 * 1e12, rel=0.02)  # the leaves' share, however many they are
+
+
+def test_only_students_share_a_teacher() -> None:
+    with pytest.raises(BadInput, match="teacher belongs to distill, not to ensemble"):
+        graph_of(level=[{"method": "ensemble", "members": 2, "teacher": "shared"}])

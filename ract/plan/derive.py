@@ -6,7 +6,6 @@ an unchanged learning rate; the learning rate decays once, at the end of the las
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +52,7 @@ class _Builder:
         self.objective = _OBJECTIVE[plan.data.task]
         self.leaf = origin.shape if origin else leaf_shape(plan, size.labels)
         self.nodes: list[Node] = []
+        self.shared: dict[int, Node] = {}  # level → the teacher of all its students
         self.read: dict[str, int] = {}  # tokens that a node and its ancestors have read
         last_heal = bool(self.levels) and self.levels[-1].heal is not None
         self.shares = (
@@ -104,7 +104,9 @@ class _Builder:
 
     def _student(self, level: int, table: LevelTable, path: tuple[int, ...]) -> Node:
         """A new leaf, taught by the node below."""
-        teacher = self.node_of(level - 1, path)
+        teacher = self.shared.get(level) or self.node_of(level - 1, () if table.teacher == "shared" else path)
+        if table.teacher == "shared":
+            self.shared[level] = teacher
         start = self._start(self.leaf)
         stage = table.student or StudentTable()
         seed = self._seed(path) + 1_000_003 * level  # not one of the seeds that the teachers began with
@@ -214,8 +216,13 @@ class _Builder:
 
     def _trees(self, level: int) -> int:
         """How many trees like that below *level* there are: the levels above whose members are whole trees."""
-        whole = [t.members for t in self.levels[level:] if t.members is not None and t.branch is None]
-        return math.prod(whole)
+        count = 1
+        for table in reversed(self.levels[level:]):
+            if table.teacher == "shared":
+                count = 1
+            elif table.members is not None and table.branch is None:
+                count *= table.members
+        return count
 
     def _upcycled(self, shape: AnyShape, experts: int) -> AnyShape:
         if not isinstance(shape, Shape):

@@ -87,6 +87,9 @@ class LevelTable(Table):
     weights_tokens: Count | None = Field(default=None, description="valid tokens used to learn α")
     heal: HealTable | None = None
     student: StudentTable | None = Field(default=None, description="distill: how the student is trained")
+    teacher: Literal["own", "shared"] = Field(
+        default="own", description="distill: where several trees follow above, a tree below for each student or one"
+    )
 
     @field_validator("weights")
     @classmethod
@@ -104,6 +107,8 @@ class LevelTable(Table):
             given = [k for k in ("members", "copies", "branch", "heal") if getattr(self, k) is not None]
             if given:
                 raise ValueError(f"distill teaches one student: leave {given[0]} out (its training is student = {{…}})")
+        elif self.teacher == "shared":
+            raise ValueError(f"teacher belongs to distill, not to {self.method}")
         elif self.student is not None:
             raise ValueError(f"student belongs to distill, not to {self.method}: use heal")
         elif (self.members is None) == (self.copies is None):
@@ -194,6 +199,8 @@ class Plan(Table):
             raise ValueError(f'compact.kind = "{kind}" does not do {task}: it takes "{KIND_OF_TASK[task]}"')
         if self.compact.pretrain is not None and task != "classification":
             raise ValueError("compact.pretrain (masked language modelling) is for classification")
+        if self.data.prefix and self.compact.from_ is None:
+            raise ValueError("data.prefix is for a checkpoint that was trained with it: give compact.from")
         if self.compact.dropout is not None and self.kind == "decoder":
             raise ValueError(
                 "compact.dropout is for encoders and encoder-decoders; of a decoder's training: train.dropout"
