@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ract.errors import BadInput
 from ract.export.export import Exported, export
@@ -81,6 +84,30 @@ def test_a_translator_searches_as_transformers_does(
     options = {"num_beams": beams, "max_new_tokens": limit, "batch_size": 2}
     expected = Translator(models["encoder-decoder"]).translate(LINES, **options)
     assert Translator(exported["encoder-decoder"]).translate(LINES, **options) == expected
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_what_must_not_be_generated_is_not(models: dict[str, Path], beams: int, tmp_path: Path) -> None:
+    """As OPUS's models forbid their padding; and a sequence of tokens. What ends a text cannot be forbidden."""
+    options = {"num_beams": beams, "max_new_tokens": 8, "batch_size": 2}
+    folder = shutil.copytree(models["encoder-decoder"], tmp_path / "model")
+    file = folder / "generation_config.json"
+    given = json.loads(file.read_text())
+    written = [row.tolist() for row in generated(folder, **options)]
+    first, second, third = written[0][1:4]
+    given["bad_words_ids"] = [[first], [second, third], [given["eos_token_id"]]]
+    file.write_text(json.dumps(given))
+    out = export(folder, tmp_path / "out").path
+    assert read_manifest(out).never == ((first,), (second, third))
+    expected = Translator(folder).translate(LINES, **options)
+    assert Translator(out).translate(LINES, **options) == expected
+    assert expected != Translator(models["encoder-decoder"]).translate(LINES, **options)
+
+
+def generated(folder: Path, num_beams: int, max_new_tokens: int, batch_size: int) -> list[Any]:
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    given = tokenizer([LINES[0]], return_tensors="pt")
+    return list(model.generate(**given, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False))
 
 
 WITHOUT_TORCH = """

@@ -153,6 +153,9 @@ def test_its_own_search_finds_what_ours_finds(translator: tuple[Path, Path], bea
     search: dict[str, Any] = {"start": engine.manifest.start, "ends": engine.manifest.ends, "num_beams": beams}
     found = engine.search(state, 2, **search, max_new_tokens=12)
     assert found == beam_search(Stepwise(engine), state, 2, **search, max_new_tokens=12)
+    never = [found[0][:1], found[1][1:3]]
+    other = engine.search(state, 2, **search, max_new_tokens=12, never=never)
+    assert other == beam_search(Stepwise(engine), state, 2, **search, max_new_tokens=12, never=never) != found
 
 
 def test_what_it_does_not_compute_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +60,16 @@ class Seen:
         return Seen([self.rows[row] for row in rows])
 
 
-def best_of_all(tree: Tree, source: int, length: int) -> tuple[float, list[int]]:
-    """The hypothesis of at most *length* tokens with the best mean log-probability, by trying every one."""
+def best_of_all(tree: Tree, source: int, length: int, never: Sequence[Sequence[int]] = ()) -> tuple[float, list[int]]:
+    """The hypothesis of at most *length* tokens with the best mean log-probability, by trying every one that has
+    nothing of *never*.
+    """
     found = []
     for count in range(1, length + 1):
         for tokens in itertools.product(range(4), repeat=count):
             inner_end = 0 in tokens[:-1]
             unfinished = tokens[-1] != 0 and count < length
-            if inner_end or unfinished:
+            if inner_end or unfinished or any(contains((3, *tokens), one) for one in never):
                 continue
             seen, score = (source, 3), 0.0
             for token in tokens:
@@ -74,6 +77,18 @@ def best_of_all(tree: Tree, source: int, length: int) -> tuple[float, list[int]]
                 seen = (*seen, token)
             found.append((score / count, list(tokens)))
     return max(found)
+
+
+def contains(tokens: Sequence[int], part: Sequence[int]) -> bool:
+    return any(tuple(tokens[at : at + len(part)]) == tuple(part) for at in range(len(tokens)))
+
+
+@pytest.mark.parametrize("never", [[[1]], [[3, 2]], [[2, 1], [1, 1, 0]], [[1, 2, 1, 2, 1, 2]]])
+def test_what_a_translation_must_not_contain_is_passed_over(never: list[list[int]]) -> None:
+    for seed in range(4):
+        tree = Tree(seed)
+        found = beam_search(tree, Seen([(0,)]), 1, start=3, ends=[0], num_beams=64, max_new_tokens=3, never=never)
+        assert found[0] == best_of_all(tree, 0, 3, never)[1]
 
 
 @pytest.mark.parametrize("seed", range(6))

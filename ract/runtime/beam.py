@@ -55,11 +55,12 @@ def beam_search(
     ends: Sequence[int],
     num_beams: int,
     max_new_tokens: int,
+    never: Sequence[Sequence[int]] = (),
 ) -> list[list[int]]:
     """The best translation of each of *sentences*, whose encoder's outputs are the rows of *state*.
 
     A hypothesis is scored by its mean log-probability a token; a sentence is done when none of its running beams can
-    still beat the worst of *num_beams* finished ones.
+    still beat the worst of *num_beams* finished ones. None contains a sequence of tokens that is in *never*.
     """
     beams = num_beams
     state = state.reordered(np.repeat(np.arange(sentences), beams))
@@ -71,7 +72,10 @@ def beam_search(
     for length in range(1, max_new_tokens + 1):
         logits, state = engine.step(tokens[:, :, -1].reshape(-1, 1), state)
         vocabulary = logits.shape[-1]
-        total = (log_softmax(logits.astype(np.float64)) + scores.reshape(-1, 1)).reshape(sentences, -1)
+        likely = log_softmax(logits.astype(np.float64))
+        for *before, last in never:
+            likely[_ending_with(tokens.reshape(sentences * beams, -1), before), last] = -np.inf
+        total = (likely + scores.reshape(-1, 1)).reshape(sentences, -1)
         origin = np.zeros((sentences, beams), dtype=np.int64)
         chosen = np.zeros((sentences, beams), dtype=np.int64)
         for row in range(sentences):
@@ -96,6 +100,14 @@ def beam_search(
             break
         state = state.reordered(rows)
     return [finished[row][0].tokens if finished[row] else tokens[row, 0, 1:].tolist() for row in range(sentences)]
+
+
+def _ending_with(tokens: Ids, last: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which rows of *tokens* (rows, written) end with *last*."""
+    count = len(last)
+    if tokens.shape[1] < count:
+        return np.zeros(len(tokens), dtype=bool)
+    return (tokens[:, tokens.shape[1] - count :] == np.array(last, dtype=np.int64)).all(1)
 
 
 def _largest(values: npt.NDArray[np.float64], count: int) -> Ids:

@@ -40,8 +40,9 @@ class Manifest:
 
     *engine* runs it; *kind* is decoder, encoder or encoder-decoder; *precision* that of its weights; *limit* the most
     tokens it looks at (0: no limit). *labels* are a classifier's classes in order; *start* is the token a translation
-    begins with, *ends* those that end a text. *source* is the content hash of the model directory it was made from,
-    *members* how many models it is an ensemble of, *node* its name in the tree, *held_out* what it was measured at.
+    begins with, *never* the sequences of tokens it must not contain, *ends* the tokens that end a text. *source* is the
+    content hash of the model directory it was made from, *members* how many models it is an ensemble of, *node* its
+    name in the tree, *held_out* what it was measured at.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class Manifest:
     begin: int | None = None
     start: int | None = None
     ends: tuple[int, ...] = ()
+    never: tuple[tuple[int, ...], ...] = ()
     pad: int = 0
     members: int = 1
     node: str = ""
@@ -124,11 +126,15 @@ def _parsed(given: Any) -> Manifest:
             raise ValueError(f"{key} cannot be {json.dumps(value)[:80]}")
     if "kind" not in given:
         raise ValueError("kind is missing")
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    values: dict[str, Any] = {key: _as_tuple(value) for key, value in given.items()}
     if values.get("held_out") is not None:
         values["held_out"] = HeldOut(**values["held_out"])
     values["files"] = {name: FileRecord(**record) for name, record in given.get("files", {}).items()}
     return Manifest(**values)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _is_number(value: Any) -> bool:
@@ -182,6 +188,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "start": _is_token,
     "labels": _list_of(_is_text),
     "ends": _list_of(_is_number),
+    "never": _list_of(lambda one: bool(one) and _list_of(_is_number)(one)),
     "held_out": _is_held_out,
     "files": _are_files,
 }

@@ -123,7 +123,15 @@ class CTranslate2Model:
         return np.stack(parts, 1), state
 
     def search(
-        self, state: State, sentences: int, *, start: int, ends: Sequence[int], num_beams: int, max_new_tokens: int
+        self,
+        state: State,
+        sentences: int,
+        *,
+        start: int,
+        ends: Sequence[int],
+        num_beams: int,
+        max_new_tokens: int,
+        never: Sequence[Sequence[int]] = (),
     ) -> list[list[int]]:
         """The best translation of each of the *sentences* of *state*, by CTranslate2's own beam search.
 
@@ -138,6 +146,7 @@ class CTranslate2Model:
             min_decoding_length=0,
             end_token=list(ends),
             return_end_token=True,
+            suppress_sequences=[[self.names[number] for number in one] for one in never] or None,
         )
         return [[self.numbers[token] for token in one.hypotheses[0]] for one in found]
 
