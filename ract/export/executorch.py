@@ -80,8 +80,10 @@ def _quantized(source: Source, precision: str) -> Source:
         quantize_(model, whole, lambda m, _: _dense(m) and (id(m) in heads or m.in_features % _GROUP != 0))
     else:
         quantize_(model, whole, lambda m, _: _dense(m))
+    # Of tokens only: positions are looked up by constants, and folding these leaves torchao's operators behind.
+    words = {id(one.get_input_embeddings()) for one in model.modules() if hasattr(one, "get_input_embeddings")}
     rows = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
-    quantize_(model, rows, lambda m, _: isinstance(m, nn.Embedding))
+    quantize_(model, rows, lambda m, _: id(m) in words and isinstance(m, nn.Embedding))
     return replace(source, model=unwrap_tensor_subclass(model))
 
 
