@@ -1,0 +1,121 @@
+"""The plots of ``docs/recipes.md``, from the JSON files of ``benchmarks/recipes.py`` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from benchmarks.recipe_trees import recipe_named
+from ract.plan.quantities import show_count
+from ract.report.style import COLORS, axes_at, figure_style, new_figure, save
+
+_WIDTH, _LEFT, _RIGHT, _ROW = 8.4, 3.0, 0.2, 0.2  # inches
+_CONTROLS = ("single", "best-single")
+Results = Mapping[str, Any]
+
+
+def figure_names(sets: Sequence[Results]) -> list[str]:
+    """The figures that can be drawn of *sets*: differences by setting and scale, then the curves."""
+    names = []
+    for found in sets:
+        ending = "" if found["scale"] == 1 else f"-x{found['scale']:g}"
+        names += [f"recipes-{s}{ending}" for s in ("compute", "data") if _rows(found, s)]
+        names += [f"recipes-curve{ending}"] if _curves(found) else []
+    return names
+
+
+def draw(sets: Sequence[Results], folder: Path) -> None:
+    """Write them as SVG into *folder*."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with figure_style():
+        for found in sets:
+            ending = "" if found["scale"] == 1 else f"-x{found['scale']:g}"
+            for setting in ("compute", "data"):
+                if _rows(found, setting):
+                    save(_differences(_rows(found, setting)), folder / f"recipes-{setting}{ending}.svg")
+            if _curves(found):
+                save(_curve_figure(_curves(found)), folder / f"recipes-curve{ending}.svg")
+
+
+def _rows(found: Results, setting: str) -> list[tuple[str, bool, Results]]:
+    """``(cell and recipe, ours, its record)`` for what has a control to stand against."""
+    return [
+        (f"{one['corpus']}  {recipe}", recipe_named(recipe).ours, values)
+        for one in found["cells"].values()
+        if one["setting"] == setting
+        for recipe, values in one["recipes"].items()
+        if "@" not in recipe and recipe not in _CONTROLS and any(c in values["against"] for c in _CONTROLS)
+    ]
+
+
+def _differences(rows: Sequence[tuple[str, bool, Results]]) -> Figure:
+    """Relative difference of the test loss to both controls with its interval, a line for each recipe."""
+    height = len(rows) * _ROW
+    figure = new_figure(_WIDTH, height + 0.9)
+    width = (_WIDTH - _LEFT - _RIGHT - 0.3) / 2
+    for column, control in enumerate(_CONTROLS):
+        axes = axes_at(figure, _LEFT + column * (width + 0.3), 0.5, width, height)
+        for number, (_, ours, values) in enumerate(rows):
+            against = values["against"].get(control)
+            if against is None:
+                continue
+            middle, low, high = (100 * against[key] for key in ("difference", "low", "high"))
+            color = COLORS["heal" if ours else "baseline"]
+            axes.plot([low, high], [number, number], color=color, linewidth=1.6)
+            axes.plot([middle], [number], marker="o" if ours else "s", color=color, markersize=4)
+        axes.axvline(0, color=COLORS["muted"], linewidth=0.8)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows] if column == 0 else [""] * len(rows))
+        axes.set_xlabel(f"test loss against {control}, %")
+    return figure
+
+
+def _curves(found: Results) -> dict[str, Results]:
+    return {name: one for name, one in found["cells"].items() if len(one["curve"]) > 1}
+
+
+def _curve_figure(cells: Mapping[str, Results]) -> Figure:
+    """Test loss against FLOPs: the single model's decayed runs as a line, every other recipe as a point."""
+    columns = 2
+    lines = -(-len(cells) // columns)
+    width, height = (_WIDTH - 1.4) / columns, 2.4
+    figure = new_figure(_WIDTH, lines * (height + 0.9))
+    for number, (name, one) in enumerate(cells.items()):
+        row, column = divmod(number, columns)
+        bottom = (lines - 1 - row) * (height + 0.9) + 0.5
+        axes = axes_at(figure, 0.6 + column * (width + 0.7), bottom, width, height)
+        axes.plot(
+            [point["flops"] for point in one["curve"]],
+            [point["test"] for point in one["curve"]],
+            color=COLORS["baseline"],
+            marker="s",
+            label="single",
+        )
+        for recipe, values in one["recipes"].items():
+            if recipe.partition("@")[0] == "single":
+                continue
+            ours = recipe_named(recipe.partition("@")[0]).ours
+            axes.plot(
+                [values["flops"]], [values["test"]["mean"]], color=COLORS["heal" if ours else "branch"], marker="o"
+            )
+            axes.annotate(
+                recipe,
+                (values["flops"], values["test"]["mean"]),
+                xytext=(4, 2),
+                textcoords="offset points",
+                fontsize=6,
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_count(value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+        axes.set_title(name, fontsize=8)
+        axes.set_xlabel("FLOPs")
+        axes.set_ylabel("test, nats a token")
+    return figure

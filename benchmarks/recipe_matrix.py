@@ -1,0 +1,150 @@
+"""Which runs ``benchmarks/recipes.py`` makes, and which tuned values each of them takes.
+
+Core recipes run on every corpus; the others, which ask what each part of a recipe is worth, on fewer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recipe_corpora import BUILT_IN, CHARACTERS, CHINESE, ENGLISH, SETTINGS, Cell, cell
+from benchmarks.recipe_run import Spec, with_values
+from benchmarks.recipe_trees import RECIPES, Values, recipe_named
+from ract.errors import BadInput
+
+SEEDS = (0, 1, 2)
+TUNING_SEED = 100
+CORPORA = (*ENGLISH[:4], CHARACTERS, CHINESE)
+CORE = {
+    "compute": ("single", "best-single", "stack"),
+    "data": ("single", "best-single", "ensemble", "ensemble-distil"),
+}
+# Where the other recipes run too, and the budgets at which the single model is trained anew for its curve.
+EXTENDED = {"compute": (ENGLISH[0],), "data": (ENGLISH[0],)}
+CURVE = {"compute": (("single", 0.5), ("single", 2.0), ("stack", 0.6)), "data": ()}
+QUICK = {
+    "compute": ("single", "stack"),
+    "data": ("single", "single-2x96", "child-alone", "ensemble", "ensemble-distil"),
+}
+LEAD = {"compute": "stack", "data": "ensemble-distil"}
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search of the tuning stage: *side*'s values on the valid text of one corpus, coordinate by coordinate."""
+
+    cell: Cell
+    side: str
+    grid: tuple[tuple[str, tuple[Any, ...]], ...]
+
+    @property
+    def key(self) -> str:
+        """``corpus/setting/side``."""
+        return f"{self.cell.name}/{self.side}"
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that is tried: of ours the one that leads in the setting."""
+        return LEAD[self.cell.setting.name] if self.side == "ours" else self.side
+
+    def trial(self, values: Values) -> Spec:
+        """The run that tries *values*."""
+        return Spec(self.cell, self.recipe, TUNING_SEED, values, trial=True)
+
+
+_LR = ("lr", (1.5e-3, 3e-3, 6e-3))
+_GRID = {
+    "compute": (_LR, ("weight_decay", (0.1, 0.3)), ("ema", (0.0, 0.98))),
+    "data": (_LR, ("weight_decay", (0.1, 0.5, 2.0)), ("dropout", (0.0, 0.1, 0.25)), ("ema", (0.0, 0.98))),
+}
+
+
+def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
+    """The searches for the classes of *corpora*: both controls and ours with the same grid, in each setting.
+
+    What little text allows besides: the single models choose how much of the budget they spend (their epochs), an
+    ensemble how many members share it.
+    """
+    for setting in SETTINGS:
+        for corpus in dict.fromkeys(cell(name, setting).tuned_on for name in corpora):
+            place, grid = cell(corpus, setting, scale), _GRID[setting]
+            epochs = (("share", (1.0, 0.5, 0.25)),) if setting == "data" else ()
+            members = (("members", (4, 2, 8)),) if setting == "data" else ()
+            yield Search(place, "single", (*epochs, *grid))
+            yield Search(place, "best-single", (("size", place.setting.sizes), *epochs, *grid))
+            yield Search(place, "ours", (*members, *grid))
+
+
+def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterator[Spec]:
+    """Every run, the first seed of all of them before the second of any."""
+    for number, seed in enumerate(seeds):
+        for setting in SETTINGS:
+            for corpus in corpora:
+                place = cell(corpus, setting, scale)
+                core = QUICK[setting] if corpus == BUILT_IN else CORE[setting]
+                extended = corpus in EXTENDED[setting]
+                more = [name for name, one in RECIPES.items() if extended and setting in one.settings]
+                for name in dict.fromkeys([*core, *more]):
+                    yield Spec(place, name, seed)
+                if number == 0 and corpus != BUILT_IN:
+                    for name, fraction in CURVE[setting]:
+                        yield Spec(place, name, seed, fraction=fraction)
+
+
+def chosen(specs: Sequence[Spec], patterns: Sequence[str], scale: float) -> list[Spec]:
+    """The *specs* that a pattern ``corpus/setting/recipe/seed`` (or its beginning) matches.
+
+    A pattern without wildcards that matches none names a run outside the matrix. Raises BadInput where it is none.
+    """
+    if not patterns:
+        return list(specs)
+    found: dict[str, Spec] = {}
+    for pattern in patterns:
+        matched = [one for one in specs if fnmatchcase(one.name, pattern) or fnmatchcase(one.name, f"{pattern}/*")]
+        if not matched:
+            matched = [spec_named(pattern, scale)]
+        found |= {one.name: one for one in matched}
+    return list(found.values())
+
+
+def spec_named(name: str, scale: float) -> Spec:
+    """The run called *name*. Raises BadInput where the name is not one."""
+    parts = name.split("/")
+    if len(parts) != 4 or not parts[3].isdigit():
+        raise BadInput(f'"{name}" matches no run', "Write corpus/setting/recipe/seed; --list shows the runs")
+    recipe, _, fraction = parts[2].partition("@")
+    recipe_named(recipe)
+    return Spec(cell(parts[0], parts[1], scale), recipe, int(parts[3]), fraction=float(fraction or 1))
+
+
+def tuned(spec: Spec, tuning: Mapping[str, Any]) -> Spec:
+    """*spec* with the values that were found for it; those of the first English corpus where its own class has none."""
+    side = spec.recipe if spec.recipe in ("single", "best-single") else "ours"
+    if spec.recipe.startswith("single-") or spec.recipe == "child-alone":
+        side = "best-single"
+    setting = spec.cell.setting.name
+    keys = [f"{corpus}/{setting}/{side}" for corpus in (spec.cell.tuned_on, ENGLISH[0])]
+    found = next((tuning[key]["values"] for key in keys if key in tuning), None)
+    if found is None:
+        return spec
+    return with_values(spec, values_from(found))
+
+
+def values_from(record: Mapping[str, Any]) -> Values:
+    """Values as they were written to JSON."""
+    return Values(**{one.name: record[one.name] for one in fields(Values) if one.name in record})
+
+
+def read_tuning(work: Path, published: Path) -> dict[str, Any]:
+    """What was tuned: in *work*, else as *published* with the results; nothing where neither is there."""
+    own = work / "tuning.json"
+    if own.is_file():
+        return json.loads(own.read_text(encoding="utf-8"))
+    if published.is_file():
+        return json.loads(published.read_text(encoding="utf-8")).get("tuning", {})
+    return {}

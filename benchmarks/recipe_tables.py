@@ -1,0 +1,269 @@
+"""``docs/recipes.md`` and ``docs/recipes.zh-CN.md`` from the JSON files of ``benchmarks/recipes.py``, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recipe_matrix import LEAD
+from benchmarks.recipe_results import fit_log
+from benchmarks.recipe_texts import HEAD, WORDS
+from benchmarks.recipe_trees import Recipe, recipe_named
+from ract.checkpoint.directory import write_text
+from ract.errors import BadInput
+from ract.plan.quantities import show_count, show_time
+
+PAGES = {"en": "recipes.md", "zh": "recipes.zh-CN.md"}
+# What the two main controls ask of ours: relative difference of the test loss, by setting.
+TARGETS = {"compute": {"single": -0.03, "best-single": 0.0}, "data": {"single": -0.04, "best-single": -0.02}}
+_DEPTHS = (
+    ("compute", ("single", "stack", "two-hops", "three-hops")),
+    ("compute", ("merge", "merge-stack")),
+    ("data", ("ensemble", "ensemble-distil", "students", "distil-twice")),
+)
+Results = Mapping[str, Any]
+
+
+def write_docs(results: Path, folder: Path) -> None:
+    """Write the pages and their figures into *folder*, from ``recipes*.json`` in *results*. Raises BadInput if none."""
+    from benchmarks.recipe_figures import draw
+
+    sets = read_sets(results)
+    for language, page in PAGES.items():
+        write_text(folder / page, page_text(sets, language, nanogpt_of(results)))
+    draw(sets, folder / "figures")
+
+
+def read_sets(folder: Path) -> list[Results]:
+    """The results in *folder*, one set for each scale. Raises BadInput where there are none."""
+    files = sorted(folder.glob("recipes*.json"))
+    if not files:
+        raise BadInput(f"{folder} holds no recipes.json", "Run python -m benchmarks.recipes first")
+    return sorted((json.loads(f.read_text(encoding="utf-8")) for f in files), key=lambda one: one["scale"])
+
+
+def nanogpt_of(folder: Path) -> Results | None:
+    """The comparison with nanoGPT, where it was made."""
+    file = folder / "nanogpt.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def page_text(sets: Sequence[Results], language: str, nanogpt: Results | None = None) -> str:
+    """The whole page in *language* ("en" or "zh")."""
+    from benchmarks.recipe_figures import figure_names
+
+    parts = [HEAD[language]]
+    for found in sets:
+        heading = f" ({WORDS['scale'][language].format(scale=found['scale'])})" if len(sets) > 1 else ""
+        parts.append(tables(found, language, heading))
+    parts += [f"![{name}](figures/{name}.svg)\n" for name in figure_names(sets)]
+    parts += [_scaling(sets, language), _nanogpt(nanogpt, language) if nanogpt else ""]
+    return "\n".join(part for part in parts if part)
+
+
+def tables(found: Results, language: str, heading: str = "") -> str:
+    """All tables of one set of results as Markdown."""
+    sections = [_short(found, language, heading)]
+    for setting in ("compute", "data"):
+        cells = {name: one for name, one in found["cells"].items() if one["setting"] == setting}
+        if cells:
+            sections.append(f"## {WORDS[setting][language]}{heading}\n")
+            sections += [_cell(name, one, language, found["scale"]) for name, one in cells.items()]
+    sections += [make(found, language, heading) for make in (_depth, _kept, _same, _tuning)]
+    return "\n".join(section for section in sections if section)
+
+
+def _short(found: Results, language: str, heading: str) -> str:
+    rows = []
+    for name, one in found["cells"].items():
+        ours = {r: v for r, v in one["recipes"].items() if "@" not in r and recipe_named(r).ours}
+        if not ours:
+            continue
+        best = min(ours, key=lambda recipe: ours[recipe]["valid"]["mean"])
+        row = [name, best]
+        for control, target in TARGETS[one["setting"]].items():
+            against = ours[best]["against"].get(control)
+            row += [_difference(against), _verdict(against, target, language)]
+        rows.append(row)
+    head = ["cell", "ours", "against single", "target", "against best-single", "target"]
+    return _section("short", "short_text", _table(head, rows), language, heading) if rows else ""
+
+
+def _verdict(against: Results | None, target: float, language: str) -> str:
+    if against is None:
+        return "–"
+    met = against["difference"] <= target
+    words = WORDS["met" if met else "missed"][language]
+    if against["low"] <= target <= against["high"]:
+        words += f" ({WORDS['unsure'][language]})"
+    return f"≤ {target:+.0%}: {words}"
+
+
+def _cell(name: str, one: Results, language: str, scale: float) -> str:
+    text = WORDS["cell"][language].format(
+        name=name, budget=show_count(one["budget"]), tokens=show_count(one["train_tokens"])
+    )
+    rows = []
+    for recipe, values in one["recipes"].items():
+        base, _, fraction = recipe.partition("@")
+        known = recipe_named(base)
+        what = known.english if language == "en" else known.chinese
+        rows.append(
+            [
+                recipe,
+                f"{what} ({_side(known, language)})" if _side(known, language) else what,
+                f"{values['parameters'] / 1e6:.2f} M",
+                _mean(values["test"]),
+                f"{values['test_bits_per_byte']['mean']:.3f}",
+                _seeds(values),
+                *(_difference(values["against"].get(control)) for control in ("single", "best-single", "child-alone")),
+                show_count(values["flops"]),
+                show_time(values["critical_seconds"]["1"]),
+                show_time(values["critical_seconds"]["4"]),
+                f"`{_command(name, recipe, one['corpus'], scale)}`",
+            ]
+        )
+    head = ["recipe", "what", "parameters", "test", "bits a byte", "seeds", "against single", "against best-single"]
+    head += ["against child-alone", "FLOPs", "one worker", "four workers", "command"]
+    return f"{text}\n\n{_table(head, rows)}"
+
+
+def _command(cell: str, recipe: str, corpus: str, scale: float) -> str:
+    data = "" if corpus == "stdlib" else " --data DATA"
+    more = "" if scale == 1 else f" --scale {scale:g}"
+    return f"python -m benchmarks.recipes{data}{more} --corpora {corpus} --only {cell}/{recipe}"
+
+
+def _depth(found: Results, language: str, heading: str) -> str:
+    rows = []
+    for name, one in found["cells"].items():
+        for setting, names in _DEPTHS:
+            known = [recipe for recipe in names if recipe in one["recipes"]]
+            if setting != one["setting"] or len(known) < 2:
+                continue
+            first = one["recipes"][known[0]]["test"]["mean"]
+            for recipe in known:
+                values = one["recipes"][recipe]
+                change = values["test"]["mean"] / first - 1
+                parameters = f"{values['parameters'] / 1e6:.2f} M"
+                rows.append([name, recipe, parameters, _mean(values["test"]), f"{change:+.1%}", _seeds(values)])
+    head = ["cell", "recipe", "parameters", "test", "relative", "seeds"]
+    return _section("depth", "depth_text", _table(head, rows), language, heading) if rows else ""
+
+
+def _kept(found: Results, language: str, heading: str) -> str:
+    rows = [
+        [
+            name,
+            recipe,
+            f"{values['leaf_test']:.3f}",
+            f"{values['teacher_test']:.3f}",
+            _mean(values["test"]),
+            f"{values['gain_kept']:.0%}",
+            f"{values['gain_kept_over_child_alone']:.0%}" if "gain_kept_over_child_alone" in values else "–",
+            _seeds(values),
+        ]
+        for name, one in found["cells"].items()
+        for recipe, values in one["recipes"].items()
+        if "gain_kept" in values
+    ]
+    head = ["cell", "recipe", "leaf", "ensemble", "student", "kept over leaf", "kept over child alone", "seeds"]
+    return _section("kept", "kept_text", _table(head, rows), language, heading) if rows else ""
+
+
+def _same(found: Results, language: str, heading: str) -> str:
+    rows = []
+    for name, one in found["cells"].items():
+        for recipe, values in one["recipes"].items():
+            if "flops_share" not in values or recipe.partition("@")[0].startswith("single"):
+                continue
+            times = [f"{values['time_share'][workers]:.0%}" for workers in ("1", "2", "4", "8")]
+            rows.append([name, recipe, f"{values['flops_share']:.0%}", *times, _seeds(values)])
+    head = ["cell", "recipe", "FLOPs", "time, 1 worker", "2", "4", "8", "seeds"]
+    return _section("same", "same_text", _table(head, rows), language, heading) if rows else ""
+
+
+def _tuning(found: Results, language: str, heading: str) -> str:
+    rows = []
+    for name, one in found["tuning"].items():
+        grid = "; ".join(f"{key} {', '.join(map(str, options))}" for key, options in one["grid"].items())
+        searched = [key for key in one["values"] if key in one["grid"]]
+        values = ", ".join(f"{key} {one['values'][key]}" for key in searched)
+        rows.append([name, one["recipe"], grid, str(len(one["trials"])), show_count(one["flops"]), values])
+    head = ["search", "recipe", "grid", "trials", "FLOPs", "chosen"]
+    return _section("tuning", "tuning_text", _table(head, rows), language, heading) if rows else ""
+
+
+def scaling_points(sets: Sequence[Results]) -> dict[str, list[tuple[float, float]]]:
+    """By what a saving may depend on: (x, saving of our leading recipe over the single model) of every cell and set."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for found in sets:
+        for one in found["cells"].values():
+            setting, lead = one["setting"], one["recipes"].get(LEAD[one["setting"]])
+            if lead is None or "single" not in lead["against"]:
+                continue
+            saving = -lead["against"]["single"]["difference"]
+            parameters = one["recipes"]["single"]["parameters"]
+            points.setdefault(f"{setting}, parameters", []).append((parameters, saving))
+            points.setdefault(f"{setting}, tokens of text a parameter", []).append(
+                (one["train_tokens"] / parameters, saving)
+            )
+            seconds = lead["critical_seconds"]
+            for workers in seconds:
+                points.setdefault(f"{setting}, workers (share of time saved)", []).append(
+                    (float(workers), 1 - seconds[workers] / seconds["1"])
+                )
+    return points
+
+
+def _scaling(sets: Sequence[Results], language: str) -> str:
+    rows = []
+    for name, points in scaling_points(sets).items():
+        fit = fit_log(points)
+        if fit is not None:
+            span = f"{min(x for x, _ in points):.3g}–{max(x for x, _ in points):.3g}"
+            rows.append(
+                [name, span, str(fit["points"]), f"{fit['a']:.3f}", f"{fit['b']:+.4f}"]
+                + [f"[{fit['low']:+.4f}, {fit['high']:+.4f}]"]
+            )
+    head = ["x", "from–to", "points", "a", "b", "95%"]
+    return _section("scaling", "scaling_text", _table(head, rows), language, "") if rows else ""
+
+
+def _nanogpt(found: Results, language: str) -> str:
+    rows = [
+        [one["name"], f"{one['parameters'] / 1e6:.2f} M", f"{one['nats_per_character']:.3f}", show_time(one["seconds"])]
+        for one in found["rows"]
+    ]
+    head = ["what", "parameters", "nats a character", "wall clock"]
+    return _section("nanogpt", "nanogpt_text", _table(head, rows), language, "")
+
+
+def _section(title: str, text: str, table: str, language: str, heading: str) -> str:
+    return f"## {WORDS[title][language]}{heading}\n\n{WORDS[text][language]}\n\n{table}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _mean(value: Results) -> str:
+    return f"{value['mean']:.4f}" + (f" ± {value['spread']:.4f}" if value["spread"] is not None else "")
+
+
+def _seeds(values: Results) -> str:
+    return ", ".join(str(run["seed"]) for run in values["runs"])
+
+
+def _difference(against: Results | None) -> str:
+    if against is None:
+        return "–"
+    return f"{against['difference']:+.1%} [{against['low']:+.1%}, {against['high']:+.1%}]"
+
+
+def _side(recipe: Recipe, language: str) -> str:
+    numbers = [WORDS["control"][language].format(number=recipe.control)] if recipe.control else []
+    return ", ".join([*([WORDS["ours"][language]] if recipe.ours else []), *numbers])

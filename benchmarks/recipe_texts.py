@@ -1,0 +1,107 @@
+"""The words of ``docs/recipes.md`` in both languages; the numbers are put in by :mod:`benchmarks.recipe_tables`."""
+
+from __future__ import annotations
+
+HEAD = {
+    "en": """# Which recipe wins
+
+[中文](recipes.zh-CN.md)
+
+Made by `python -m benchmarks.recipes` and written here by `--docs docs`, from the JSON files in `benchmarks/results`.
+Every row is made by the command in its last column (`--data` is a folder with `lm/<corpus>/{train,valid,test}.txt`; the
+corpus `stdlib`, this Python's standard library, needs none).
+
+- **Equal cost.** All recipes of a table spend the same FLOPs, counted from the plan: branches, teachers, the search for
+  α, healing, and every node left behind on the way. Not counted: measuring the valid loss during training.
+- **compute**: the single model of the final size reads less than half of the text once, recipes that begin small read
+  more of it. **data**: a small subset that the single model reads about eight times, past the point where it overfits.
+- **test** is the loss in nats a token on the whole test text, read once, when a run is over: mean ± standard deviation
+  over the seeds. Every choice (α, best weights of a run, tuned values, the size of the best single model) is made on
+  valid.
+- **against** a control: the relative difference of the test losses over the same seeds; negative is better. In brackets
+  the 95% interval of a paired bootstrap over 2,000 resamples of the test windows: how sure the difference is on other
+  text of the kind. Other seeds are another matter: see the spread.
+- **Both sides are tuned** over the same grid, with a seed that no reported run has; see the last table. Controls that
+  are trees (one block, hops, ensemble, merge) take the values of our side.
+- **one worker, four workers**: the sum of the processor seconds of all nodes, and the critical path of the same
+  measured node times on four processors (list scheduling). The four are computed, not run.
+""",
+    "zh": """# 哪种配方更好
+
+[English](recipes.md)
+
+由 `python -m benchmarks.recipes` 测得，用 `--docs docs` 由 `benchmarks/results` 中的 JSON 文件写到这里。
+每一行都可用其最后一列的命令重现（`--data` 是含有 `lm/<语料>/{train,valid,test}.txt` 的文件夹；
+语料 `stdlib` 即本机 Python 的标准库，不需要它）。
+
+- **开销相同。** 同一张表里的所有配方花费相同的 FLOPs，由计划算出：分支、教师、α 的搜索、修复，
+  以及途中留下的每个节点都计入。不计入：训练中测量验证损失的开销。
+- **compute**：最终大小的单个模型读不到半遍文本，从小模型开始的配方读得更多。
+  **data**：一个小子集，单个模型读约八遍，已过了它过拟合的点。
+- **test**：整个测试文本上每个词元的损失（奈特），每次运行结束后只读一次：各种子的平均值 ± 标准差。
+  一切选择（α、一次运行中最好的权重、调好的数值、最好单个模型的大小）都在验证集上做。
+- **against** 某个对照：相同种子上测试损失的相对差；负数更好。括号内是对测试窗口重采样 2,000 次的配对自助法 95% 区间：
+  它说明在同类的其他文本上这个差有多可靠。换种子是另一回事：见标准差。
+- **双方都调过**，网格相同，所用种子不出现在报告的运行中；见最后一张表。本身是树的对照
+  （单块、多步、集成、合并）用我们一方的数值。
+- **one worker、four workers**：所有节点的处理器秒数之和，以及同样的节点时间在四个处理器上的关键路径（列表调度）。
+  四个处理器的时间是算出来的，不是实际运行的。
+""",
+}
+WORDS: dict[str, dict[str, str]] = {
+    "short": {"en": "In short", "zh": "简而言之"},
+    "short_text": {
+        "en": "For each corpus, the recipe of ours that is best on **valid**, against the controls on test.",
+        "zh": "对每个语料，取**验证集**上我们最好的配方，在测试集上与对照比较。",
+    },
+    "compute": {"en": "Compute-limited", "zh": "算力受限"},
+    "data": {"en": "Data-limited", "zh": "数据受限"},
+    "scale": {"en": "budget × {scale:g}", "zh": "预算 × {scale:g}"},
+    "cell": {
+        "en": "**{name}**: {budget} FLOPs a run, {tokens} training tokens.",
+        "zh": "**{name}**：每次运行 {budget} FLOPs，训练文本 {tokens} 个词元。",
+    },
+    "ours": {"en": "ours", "zh": "我们的"},
+    "control": {"en": "control {number}", "zh": "对照 {number}"},
+    "depth": {"en": "Depth of recursion", "zh": "递归的深度"},
+    "depth_text": {
+        "en": "What each further level adds, at the same total FLOPs; test loss relative to the first row of its group.",
+        "zh": "总 FLOPs 相同时每多一层带来什么；测试损失相对于本组第一行。",
+    },
+    "kept": {"en": "What a student keeps of its ensemble", "zh": "学生保留了集成的多少"},
+    "kept_text": {
+        "en": "A student has the size of one leaf. The gain is the ensemble's over one of its leaves, or over one leaf "
+        "trained with the whole budget (child alone).",
+        "zh": "学生与单个叶子一样大。增益是集成相对于其一个叶子的，或相对于用全部预算训练的单个叶子（child alone）的。",
+    },
+    "same": {"en": "The same loss for less", "zh": "用更少得到同样的损失"},
+    "same_text": {
+        "en": "The share of the single model's FLOPs, and with N workers of its time on one, for the same test loss. Read "
+        "off separate runs of the single model, each decayed to the end (straight lines between them in logarithms, "
+        "the outer ones prolonged at most fourfold).",
+        "zh": "达到同样测试损失所需的 FLOPs 占单个模型的比例，以及 N 个处理器的时间占它在一个处理器上时间的比例。由单个模型的几次独立运行读出，"
+        "每次都衰减到底（对数坐标下连直线，两端最多外推四倍）。",
+    },
+    "scaling": {"en": "Scaling on paper", "zh": "纸上的规模推算"},
+    "scaling_text": {
+        "en": "The saving of our leading recipe over the single model, fitted as a + b ln x over all runs; 95% interval of "
+        "b from 2,000 resamples of the points. It is a fit to small models and no promise for large ones.",
+        "zh": "我们领先的配方相对单个模型的节省，对所有运行拟合 a + b ln x；b 的 95% 区间来自对各点重采样 2,000 次。"
+        "这是对小模型的拟合，不是对大模型的承诺。",
+    },
+    "tuning": {"en": "Tuning", "zh": "调参"},
+    "tuning_text": {
+        "en": "Coordinate search on valid, seed 100; both sides have the same values to choose from.",
+        "zh": "在验证集上逐坐标搜索，种子 100；双方可选的数值相同。",
+    },
+    "nanogpt": {"en": "tiny-shakespeare, side by side with nanoGPT", "zh": "tiny-shakespeare：与 nanoGPT 并排"},
+    "nanogpt_text": {
+        "en": "nanoGPT's own CPU recipe (its README) and ours on the same machine for the same time. nanoGPT reports the "
+        "mean of random blocks of the last tenth of the text; ours is the whole last tenth in windows of 256 characters.",
+        "zh": "nanoGPT 自己的 CPU 配方（见其 README）与我们的，同一台机器、同样的时间。nanoGPT 报告的是文本最后十分之一中随机块的平均；"
+        "我们的是整个最后十分之一，按 256 个字符的窗口。",
+    },
+    "met": {"en": "met", "zh": "达到"},
+    "missed": {"en": "missed", "zh": "未达到"},
+    "unsure": {"en": "the interval holds the target", "zh": "区间包含目标"},
+}

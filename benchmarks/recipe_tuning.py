@@ -1,0 +1,87 @@
+"""The tuning stage: each side's values chosen on valid text, with a seed that no reported run has.
+
+Coordinate by coordinate, the first value of each being where the search starts: the best value of one coordinate is
+kept for the next. All searches go on side by side, so that no processor waits. All trials and costs are recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recipe_matrix import Search
+from benchmarks.recipe_run import Spec, result_of
+from benchmarks.recipe_schedule import run_all
+from benchmarks.recipe_trees import Values
+from ract.checkpoint.directory import write_text
+from ract.errors import RactError
+
+
+def tune(searches: Sequence[Search], work: Path, data: Path | None, jobs: int | None) -> dict[str, Any]:
+    """Carry out *searches*; the values found are written to ``WORK/tuning.json`` and returned with all trials.
+
+    Raises RactError when a trial fails.
+    """
+    best = {search.key: Values() for search in searches}
+    tried: dict[str, dict[str, Spec]] = {search.key: {} for search in searches}
+    for coordinates in zip_longest(*(search.grid for search in searches)):
+        rounds = {
+            search.key: candidates(best[search.key], *coordinate)
+            for search, coordinate in zip(searches, coordinates, strict=True)
+            if coordinate is not None
+        }
+        trials = {s.key: [s.trial(values) for values in rounds[s.key]] for s in searches if s.key in rounds}
+        failed = run_all([spec for specs in trials.values() for spec in specs], work, data, jobs)
+        if failed:
+            raise RactError(f"tuning stopped: {failed[0]} failed", "The same command goes on where it stopped")
+        for key, specs in trials.items():
+            tried[key] |= {spec.name: spec for spec in specs}
+            best[key] = min(specs, key=lambda spec: valid_loss(spec, work, data)).values
+    found = {search.key: _record(search, best[search.key], tried[search.key], work, data) for search in searches}
+    file = work / "tuning.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    write_text(file, json.dumps({**known, **found}, indent=1) + "\n")
+    return {**known, **found}
+
+
+def candidates(values: Values, name: str, options: Sequence[Any]) -> list[Values]:
+    """*values* with each of the *options* for *name*, once each."""
+    return list(dict.fromkeys(replace(values, **{name: option}) for option in options))
+
+
+def valid_loss(spec: Spec, work: Path, data: Path | None) -> float:
+    """What *spec* reached on the valid text, in nats a token."""
+    record = result_of(spec, work, data)
+    assert record is not None
+    return record["losses"]["final"]["valid"]["nats_per_token"]
+
+
+def _record(search: Search, values: Values, tried: dict[str, Spec], work: Path, data: Path | None) -> dict[str, Any]:
+    trials = []
+    for spec in tried.values():
+        record = result_of(spec, work, data)
+        assert record is not None
+        seconds = sum(node["processor_seconds"] for node in record["nodes"].values())
+        trials.append(
+            {
+                "values": asdict(spec.values),
+                "valid_nats_per_token": record["losses"]["final"]["valid"]["nats_per_token"],
+                "flops": record["flops"],
+                "parameters": record["parameters"],
+                "processor_seconds": seconds,
+            }
+        )
+    return {
+        "corpus": search.cell.corpus,
+        "setting": search.cell.setting.name,
+        "side": search.side,
+        "recipe": search.recipe,
+        "grid": {name: list(options) for name, options in search.grid},
+        "values": asdict(values),
+        "trials": trials,
+        "flops": sum(trial["flops"] for trial in trials),
+    }

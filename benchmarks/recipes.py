@@ -1,0 +1,108 @@
+"""Which recipe wins: recipes and controls at equal FLOPs, on several corpora, with several seeds.
+
+    python -m benchmarks.recipes --data FOLDER [--tune] [--work FOLDER] [--jobs N] [--only PATTERN …] [--scale X]
+    python -m benchmarks.recipes --list            what there is to do, what is done, how long it takes
+    python -m benchmarks.recipes --docs docs       the pages from the results that are there
+    python -m benchmarks.recipes --quick           two seeds of the headline on this Python's standard library
+
+Every run takes the same FLOPs by construction: branches, teachers, the search for α and healing are counted, and a
+node that two recipes share is trained once and charged to both. Not counted are the measurements on valid text during
+training (about 5%). FOLDER holds ``lm/NAME/{train,valid,test}.txt``; it is read in place. ``--tune`` first searches the
+values of both sides on valid text, with a seed of its own. Test text is read once a run, after it. Results go to
+``benchmarks/results/recipes.json``, everything else to the work folder. Stop it at will; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from benchmarks.recipe_corpora import BUILT_IN
+from benchmarks.recipe_matrix import CORPORA, SEEDS, chosen, matrix, read_tuning, searches, tuned
+from ract.checkpoint.directory import write_text
+from ract.errors import RactError
+
+RESULTS = Path(__file__).parent / "results" / "recipes.json"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="the folder with the corpora")
+    parser.add_argument("--work", type=Path, default=Path("runs/recipes"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--corpora", nargs="+", default=list(CORPORA), help="folders of --data, or stdlib")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--scale", type=float, default=1.0, help="times the budget; above 1 models grow with its root")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: one a processor")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="corpus/setting/recipe/seed, or *")
+    parser.add_argument("--tune", nargs="*", metavar="PATTERN", help="search values first; corpus/setting/side, or all")
+    parser.add_argument("--tune-only", action="store_true", help="no runs after the search")
+    parser.add_argument("--list", action="store_true", help="show the runs, make none")
+    parser.add_argument("--collect", action="store_true", help="write the results of what is finished, make none")
+    parser.add_argument("--quick", action="store_true", help="the built-in corpus, two seeds, nothing else needed")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="write the pages from the results that are there")
+    parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a checkout of nanoGPT to run side by side")
+    return parser
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    try:
+        return _carry_out(options)
+    except RactError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on where it stopped.", file=sys.stderr)
+        return 130
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    from benchmarks import recipe_results, recipe_schedule, recipe_tables, recipe_tuning
+
+    if options.docs:
+        recipe_tables.write_docs(options.out.parent, options.docs)
+        return 0
+    if options.nanogpt:
+        from benchmarks import recipe_nanogpt
+
+        return recipe_nanogpt.side_by_side(options.nanogpt, options.data, options.work, options.out.parent)
+    if options.quick:
+        options.corpora, options.seeds = [BUILT_IN], options.seeds[:2]
+        options.out = options.work / "quick.json" if options.out == RESULTS else options.out
+    work, data, jobs = options.work, options.data, options.jobs
+    if options.tune is not None and not options.list:
+        wanted = [s for s in searches(options.corpora, options.scale) if _matches(s.key, options.tune)]
+        recipe_tuning.tune(wanted, work, data, jobs)
+        if options.tune_only:
+            return 0
+    tuning = read_tuning(work, RESULTS)
+    every = [tuned(spec, tuning) for spec in matrix(options.corpora, options.seeds, options.scale)]
+    specs = [tuned(spec, tuning) for spec in chosen(every, options.only, options.scale)]
+    if options.list:
+        print(recipe_schedule.listing(specs, work, data, jobs))
+        return 0
+    failed = [] if options.collect else recipe_schedule.run_all(specs, work, data, jobs)
+    known = {spec.name: spec for spec in [*every, *specs]}
+    records = recipe_schedule.results_of(list(known.values()), work, data)
+    found = recipe_results.results(records, work, tuning)
+    found["scale"] = options.scale
+    found["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(recipe_tables.tables(found, "en"))
+    return 1 if failed else 0
+
+
+def _matches(key: str, patterns: list[str]) -> bool:
+    from fnmatch import fnmatchcase
+
+    return not patterns or any(fnmatchcase(key, one) or fnmatchcase(key, f"{one}/*") for one in patterns)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
