@@ -86,7 +86,8 @@ def _start(slot: _Slot, work: Path, data: Path | None) -> subprocess.Popen[bytes
     assert slot.spec is not None
     log = _log(slot.spec, work)
     log.parent.mkdir(parents=True, exist_ok=True)
-    (log.parent / PROGRESS).unlink(missing_ok=True)
+    for stale in (PROGRESS, RESULT):
+        (log.parent / stale).unlink(missing_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "benchmarks.recipe_run", asked_of(slot.spec, work, data, slot.processor)],
@@ -108,6 +109,8 @@ def _status(
 
 def _share(spec: Spec, work: Path) -> float:
     """How much of the FLOPs of a run under way are done."""
+    if (spec.folder(work) / RESULT).is_file():
+        return 1.0
     try:
         state = json.loads((spec.folder(work) / PROGRESS).read_text(encoding="utf-8"))
         return state["done"] / state["total"] if state["total"] else 1.0

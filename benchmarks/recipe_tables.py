@@ -1,4 +1,4 @@
-"""``docs/recipes.md`` and ``docs/recipes.zh-CN.md`` from the JSON files of ``benchmarks/recipes.py``, and nothing else."""
+"""``docs/recipes.md`` and its Chinese twin, from the JSON files of ``benchmarks/recipes.py`` and nothing else."""
 
 from __future__ import annotations
 
@@ -107,8 +107,7 @@ def _cell(name: str, one: Results, language: str, scale: float) -> str:
     )
     rows = []
     for recipe, values in one["recipes"].items():
-        base, _, fraction = recipe.partition("@")
-        known = recipe_named(base)
+        known = recipe_named(recipe.partition("@")[0])
         what = known.english if language == "en" else known.chinese
         rows.append(
             [
@@ -224,10 +223,8 @@ def _scaling(sets: Sequence[Results], language: str) -> str:
         fit = fit_log(points)
         if fit is not None:
             span = f"{min(x for x, _ in points):.3g}–{max(x for x, _ in points):.3g}"
-            rows.append(
-                [name, span, str(fit["points"]), f"{fit['a']:.3f}", f"{fit['b']:+.4f}"]
-                + [f"[{fit['low']:+.4f}, {fit['high']:+.4f}]"]
-            )
+            interval = f"[{fit['low']:+.4f}, {fit['high']:+.4f}]"
+            rows.append([name, span, str(fit["points"]), f"{fit['a']:.3f}", f"{fit['b']:+.4f}", interval])
     head = ["x", "from–to", "points", "a", "b", "95%"]
     return _section("scaling", "scaling_text", _table(head, rows), language, "") if rows else ""
 

@@ -65,7 +65,7 @@ WORDS: dict[str, dict[str, str]] = {
     "control": {"en": "control {number}", "zh": "对照 {number}"},
     "depth": {"en": "Depth of recursion", "zh": "递归的深度"},
     "depth_text": {
-        "en": "What each further level adds, at the same total FLOPs; test loss relative to the first row of its group.",
+        "en": "What each further level adds at the same total FLOPs; test loss relative to the first row of its group.",
         "zh": "总 FLOPs 相同时每多一层带来什么；测试损失相对于本组第一行。",
     },
     "kept": {"en": "What a student keeps of its ensemble", "zh": "学生保留了集成的多少"},
@@ -76,16 +76,16 @@ WORDS: dict[str, dict[str, str]] = {
     },
     "same": {"en": "The same loss for less", "zh": "用更少得到同样的损失"},
     "same_text": {
-        "en": "The share of the single model's FLOPs, and with N workers of its time on one, for the same test loss. Read "
-        "off separate runs of the single model, each decayed to the end (straight lines between them in logarithms, "
-        "the outer ones prolonged at most fourfold).",
-        "zh": "达到同样测试损失所需的 FLOPs 占单个模型的比例，以及 N 个处理器的时间占它在一个处理器上时间的比例。由单个模型的几次独立运行读出，"
-        "每次都衰减到底（对数坐标下连直线，两端最多外推四倍）。",
+        "en": "The share of the single model's FLOPs, and with N workers of its time on one, for the same test loss. "
+        "Read off separate runs of the single model, each decayed to the end (straight lines between them in "
+        "logarithms, the outer ones prolonged at most fourfold).",
+        "zh": "达到同样测试损失所需的 FLOPs 占单个模型的比例，以及 N 个处理器的时间占它在一个处理器上时间的比例。"
+        "由单个模型的几次独立运行读出，每次都衰减到底（对数坐标下连直线，两端最多外推四倍）。",
     },
     "scaling": {"en": "Scaling on paper", "zh": "纸上的规模推算"},
     "scaling_text": {
-        "en": "The saving of our leading recipe over the single model, fitted as a + b ln x over all runs; 95% interval of "
-        "b from 2,000 resamples of the points. It is a fit to small models and no promise for large ones.",
+        "en": "The saving of our leading recipe over the single model, fitted as a + b ln x over all runs; 95% "
+        "interval of b from 2,000 resamples of the points. It is a fit to small models and no promise for large ones.",
         "zh": "我们领先的配方相对单个模型的节省，对所有运行拟合 a + b ln x；b 的 95% 区间来自对各点重采样 2,000 次。"
         "这是对小模型的拟合，不是对大模型的承诺。",
     },
@@ -96,10 +96,11 @@ WORDS: dict[str, dict[str, str]] = {
     },
     "nanogpt": {"en": "tiny-shakespeare, side by side with nanoGPT", "zh": "tiny-shakespeare：与 nanoGPT 并排"},
     "nanogpt_text": {
-        "en": "nanoGPT's own CPU recipe (its README) and ours on the same machine for the same time. nanoGPT reports the "
-        "mean of random blocks of the last tenth of the text; ours is the whole last tenth in windows of 256 characters.",
-        "zh": "nanoGPT 自己的 CPU 配方（见其 README）与我们的，同一台机器、同样的时间。nanoGPT 报告的是文本最后十分之一中随机块的平均；"
-        "我们的是整个最后十分之一，按 256 个字符的窗口。",
+        "en": "nanoGPT's own CPU recipe (its README) and ours on the same machine for the same time. nanoGPT reports "
+        "the mean of random blocks of the last tenth of the text; ours is the whole last tenth, in windows of 256 "
+        "characters.",
+        "zh": "nanoGPT 自己的 CPU 配方（见其 README）与我们的，同一台机器、同样的时间。"
+        "nanoGPT 报告的是文本最后十分之一中随机块的平均；我们的是整个最后十分之一，按 256 个字符的窗口。",
     },
     "met": {"en": "met", "zh": "达到"},
     "missed": {"en": "missed", "zh": "未达到"},
