@@ -235,6 +235,17 @@ def test_students_may_share_their_teacher(teacher: str, leaves: int) -> None:
     assert spent == pytest.approx(3 / 9 * 1e12, rel=0.02)  # the leaves' share, however many they are
 
 
+def test_a_teacher_is_trained_to_the_end_whatever_becomes_of_its_student() -> None:
+    levels_ = [
+        {"method": "ensemble", "members": 2},
+        {"method": "distill"},
+        {"method": "stack", "copies": 2, "heal": {}},
+    ]
+    graph = graph_of(level=levels_)
+    decays = {node.name: node.train.decay for node in graph if node.train}
+    assert decays["leaf-of-1"] > 0 and decays["level-2-distill"] == 0 and decays["level-3-heal"] > 0
+
+
 def test_only_students_share_a_teacher() -> None:
     with pytest.raises(BadInput, match="teacher belongs to distill, not to ensemble"):
         graph_of(level=[{"method": "ensemble", "members": 2, "teacher": "shared"}])

@@ -7,6 +7,7 @@ an unchanged learning rate; the learning rate decays once, at the end of the las
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from ract.cost import AnyShape, EncoderShape, Shape
@@ -210,8 +211,8 @@ class _Builder:
         return self._add(node)
 
     def _trained_above(self, level: int, *, branch_done: bool = False) -> bool:
-        """Whether any training follows the node of *level* on its way up."""
-        rest = self.levels[level:]
+        """Whether the weights of *level*'s node are trained further on its way up; a student begins with its own."""
+        rest = list(takewhile(lambda table: table.method != "distill", self.levels[level:]))
         return any((table.branch and not (branch_done and i == 0)) or table.heal for i, table in enumerate(rest))
 
     def _trees(self, level: int) -> int:
