@@ -1,0 +1,199 @@
+"""The recipe harness: equal cost by construction, shared nodes, subsets, patterns; pico runs through the real thing."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import recipe_tuning
+from benchmarks.recipe_corpora import (
+    BUILT_IN,
+    CHARACTERS,
+    CHINESE,
+    ENGLISH,
+    SETTINGS,
+    SPLITS,
+    Cell,
+    Setting,
+    cell,
+    materialise,
+    sources,
+)
+from benchmarks.recipe_matrix import CORPORA, Search, chosen, matrix, searches, spec_named, tuned
+from benchmarks.recipe_plans import graph_of, plan_of, stage_of, toml_of
+from benchmarks.recipe_run import RESULT, Spec, carry_out, result_of
+from benchmarks.recipe_schedule import listing, run_all
+from benchmarks.recipe_trees import RECIPES, Values, recipe_named
+from ract.errors import BadInput, RactError
+from ract.plan.graph import ModelSettings
+from ract.plan.schema import parse_plan
+from ract.tree.job import node_keys
+from tests.plans import write_text_corpus
+
+FILES = {split: Path(f"{split}.txt") for split in SPLITS}
+PICO = Setting("data", 300, "1x32", "2x32", ("1x32", "2x32"), 400_000)
+
+
+@pytest.mark.parametrize("corpus", [ENGLISH[0], CHINESE, CHARACTERS, BUILT_IN])
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_every_recipe_spends_the_budget_and_no_more(corpus: str, setting: str, scale: float) -> None:
+    place = cell(corpus, setting, scale).setting
+    names = [name for name, one in RECIPES.items() if setting in one.settings]
+    if corpus == BUILT_IN and setting == "data":
+        names.remove("upcycle")  # not in the quick run; its final model there has an odd number of halves
+    for name in names:
+        for values, fraction in ((Values(), 1.0), (Values(share=0.5, members=2), 1.0), (Values(), 2.0)):
+            plan = plan_of(recipe_named(name), place, values, FILES, seed=0, fraction=fraction)
+            assert parse_plan(tomllib.loads(toml_of(plan))) == parse_plan(plan)
+            graph = graph_of(plan)
+            spent = graph.total_flops(graph.final) / (place.flops * fraction * values.share)
+            assert 0.96 < spent <= 1.0 + 1e-9, name
+            assert {stage_of(n) for n in graph if n.train} == set(recipe_named(name).tree(place, values).shares)
+
+
+def test_a_budget_below_a_few_steps_is_refused() -> None:
+    with pytest.raises(RactError, match="too few for its stage"):
+        plan_of(RECIPES["students"], PICO, Values(), FILES, seed=0, fraction=0.01)
+
+
+def test_a_tenfold_budget_is_a_larger_model_on_as_many_tokens() -> None:
+    one, ten = cell("wikipedia", "compute").setting, cell("wikipedia", "compute", 10.0).setting
+    assert ten.final_tokens == one.final_tokens
+    assert 8 < ten.shape(ten.final).parameters / one.shape(one.final).parameters < 12
+
+
+def test_what_recipes_share_has_the_same_key() -> None:
+    place = cell("wikipedia", "data").setting
+    keys = []
+    for name in ("ensemble-distil", "students", "ensemble-distil-stack"):
+        graph = graph_of(plan_of(RECIPES[name], place, Values(), FILES, seed=0))
+        named = node_keys(graph, "data", ModelSettings())
+        keys.append({named[node.name] for node in graph if node.method == "leaf"})
+    assert keys[0] == keys[1] == keys[2] and len(keys[0]) == 4
+
+
+def test_the_matrix_has_what_was_asked_for() -> None:
+    names = [spec.name for spec in matrix(CORPORA, (0, 1), 1.0)]
+    assert len(names) == len(set(names))
+    for corpus in CORPORA:
+        assert {f"{corpus}/compute/stack/0", f"{corpus}/data/best-single/1", f"{corpus}/compute/single@2/0"} < {*names}
+    assert "wikipedia/data/students/1" in names and "stories/data/students/1" not in names
+
+
+def test_patterns_choose_runs_and_name_others() -> None:
+    every = list(matrix(CORPORA, (0, 1, 2), 1.0))
+    assert [s.name for s in chosen(every, ["wikipedia/data/students"], 1.0)] == [
+        f"wikipedia/data/students/{seed}" for seed in (0, 1, 2)
+    ]
+    assert {s.seed for s in chosen(every, ["*/stack/1"], 1.0)} == {1}
+    (other,) = chosen(every, ["mine/compute/single-3x64@0.5/7"], 1.0)
+    assert (other.recipe, other.fraction, other.seed) == ("single-3x64", 0.5, 7)
+    for wrong in ("wikipedia", "wikipedia/data/stac/0", "wikipedia/date/stack/0"):
+        with pytest.raises(BadInput):
+            spec_named(wrong, 1.0)
+
+
+def test_each_side_takes_the_values_found_for_it() -> None:
+    rates = {"wikipedia/data/ours": 1.0, "zh_wikipedia/data/ours": 2.0, "wikipedia/data/single": 3.0}
+    tuning = {key: {"values": {"lr": lr}} for key, lr in rates.items()}
+    expected = {
+        "stories/data/students/0": 1.0,
+        "zh_wikipedia/data/students/0": 2.0,
+        "zh_wikipedia/data/single/0": 3.0,
+        "stories/data/best-single/0": Values().lr,
+        "stories/compute/stack/0": Values().lr,
+    }
+    assert {name: tuned(spec_named(name, 1.0), tuning).values.lr for name in expected} == expected
+
+
+def test_both_sides_are_tuned_over_the_same_grid() -> None:
+    for setting in SETTINGS:
+        sides = {s.side: dict(s.grid) for s in searches(CORPORA, 1.0) if s.cell.name == f"wikipedia/{setting}"}
+        assert set(sides) == {"single", "best-single", "ours"}
+        for key, options in sides["single"].items():
+            assert sides["best-single"][key] == options
+            assert sides["ours"].get(key, options) == options
+        assert len(sides["ours"]) == len(sides["single"])
+
+
+def test_a_subset_is_the_same_everywhere_and_comes_from_all_over(tmp_path: Path) -> None:
+    folder = tmp_path / "lm" / "mine"
+    folder.mkdir(parents=True)
+    for split in SPLITS:
+        write_text_corpus(folder / f"{split}.txt", documents=600)
+    whole = cell("mine", "compute")
+    assert materialise(whole, tmp_path, tmp_path / "a") == sources(tmp_path, "mine")
+    small = Cell("mine", replace(cell("mine", "data").setting, subset_bytes=40_000), "mine")
+    first = materialise(small, tmp_path, tmp_path / "a")["train"]
+    again = materialise(small, tmp_path, tmp_path / "b")["train"]
+    assert first.read_bytes() == again.read_bytes()
+    rows = first.read_text(encoding="utf-8").splitlines()
+    assert 40_000 <= sum(len(json.loads(row)["text"]) for row in rows) < 50_000
+    with pytest.raises(BadInput, match="holds no corpus other"):
+        sources(tmp_path, "other")
+
+
+@pytest.fixture
+def pico(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
+    """A cell small enough for tests, with its text in ``tmp_path``."""
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    for split, documents in (("train", 300), ("valid", 60), ("test", 60)):
+        write_text_corpus(folder / f"{split}.txt", documents=documents)
+    monkeypatch.setattr("benchmarks.recipe_corpora._DATA", PICO)
+    return cell("mine", "data")
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_shared_and_only_read_when_finished(pico: Cell, tmp_path: Path) -> None:
+    work, data = tmp_path / "work", tmp_path / "data"
+    values = Values(members=2)
+    distil, students = (Spec(pico, name, 0, values) for name in ("ensemble-distil", "students"))
+    record = carry_out(distil, work, data)
+    assert set(record["losses"]) == {"final", "teacher", "leaf"}
+    assert record["losses"]["final"]["test"]["nats_per_token"] < np.log(300)
+    assert record["flops"] <= record["budget"]
+    assert all(node["processor_seconds"] >= 0 for node in record["nodes"].values())
+    with np.load(distil.folder(work) / "final-test.npz") as windows:
+        per_token = windows["nats"].sum() / windows["tokens"].sum()
+    assert per_token == pytest.approx(record["losses"]["final"]["test"]["nats_per_token"])
+    leaves = {path: path.stat().st_mtime_ns for path in (work / "mine" / "data" / "nodes").glob("leaf-of-*")}
+    carry_out(students, work, data)
+    assert leaves == {p: p.stat().st_mtime_ns for p in (work / "mine" / "data" / "nodes").glob("leaf-of-*")}
+    assert result_of(distil, work, data) == json.loads((distil.folder(work) / RESULT).read_text("utf-8"))
+    assert result_of(replace(distil, values=Values(members=2, lr=1e-3)), work, data) is None
+    assert "done" in listing([distil], work, data, 1)
+
+
+@pytest.mark.slow
+def test_tuning_keeps_the_best_of_each_coordinate_and_says_what_it_cost(
+    pico: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, data = tmp_path / "work", tmp_path / "data"
+
+    def in_this_process(specs: list[Spec], work: Path, data: Path, jobs: int | None) -> list[str]:
+        for spec in specs:
+            if result_of(spec, work, data) is None:
+                carry_out(spec, work, data)
+        return []
+
+    monkeypatch.setattr(recipe_tuning, "run_all", in_this_process)
+    search = Search(pico, "single", (("lr", (1e-5, 3e-3)), ("share", (1.0, 0.25))))
+    found = recipe_tuning.tune([search], work, data, None)["mine/data/single"]
+    assert found["values"]["lr"] == 3e-3 and found["values"]["share"] == 1.0
+    assert len(found["trials"]) == 3 and found["flops"] == pytest.approx(sum(t["flops"] for t in found["trials"]))
+    assert not list((work / "mine" / "data").glob("tuning-*/*-test.npz"))  # the test text is not for choices
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    """The scheduler in processes of its own: a corpus that is not there, and nothing else."""
+    specs = [spec_named(f"absent/compute/{name}/0", 1.0) for name in ("single", "stack")]
+    with pytest.raises(BadInput, match="holds no corpus absent"):
+        run_all(specs, tmp_path / "work", tmp_path, 1)
