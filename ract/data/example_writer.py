@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ract.data.corpus import SPLITS, documents, split_of
 from ract.data.rows import labelled, pairs
-from ract.data.tokenizer import TextEncoder, load_tokenizer
+from ract.data.tokenizer import TextEncoder, load_tokenizer, target_tokenizer
 from ract.errors import BadInput
 
 if TYPE_CHECKING:
@@ -151,9 +151,11 @@ class _Writer:
         tokenizer_dir = folder / "tokenizer"
         self.encoder = TextEncoder(tokenizer_dir)  # for the stream; it turns truncation and framing off
         self.framed = load_tokenizer(tokenizer_dir).backend_tokenizer
-        self.framed.no_padding()
-        self.framed.enable_truncation(max_length=spec.max_tokens)
-        self.framed.encode_special_tokens = True  # a text that spells out [SEP] is text like any other
+        self.targets = target_tokenizer(tokenizer_dir) or self.framed
+        for framed in (self.framed, self.targets):
+            framed.no_padding()
+            framed.enable_truncation(max_length=spec.max_tokens)
+            framed.encode_special_tokens = True  # a text that spells out [SEP] is text like any other
         self.count, self.truncated = Counter[str](), Counter[str]()
         self.skipped = Counter[str]()
         self.seen: dict[str, list[bytes]] = {split: [] for split in SPLITS}  # hashes of the texts
@@ -172,8 +174,9 @@ class _Writer:
         self.ends = {(split, name): 0 for split in SPLITS for name in ("tokens", "targets")}
 
     def add(self, some: tuple[_Example, ...]) -> None:
-        encodings = self._encoded([e.text for e in some])
-        answers = self._encoded([e.answer for e in some]) if self.spec.task == "translation" else [None] * len(some)
+        encodings = self.framed.encode_batch([e.text for e in some])
+        pairs = self.spec.task == "translation"
+        answers = self.targets.encode_batch([e.answer for e in some]) if pairs else [None] * len(some)
         for example, encoding, answer in zip(some, encodings, answers, strict=True):
             split = example.split
             self.count[split] += 1
@@ -226,9 +229,6 @@ class _Writer:
         aside = self.folder / f".{RECORD}"
         aside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         aside.replace(self.folder / RECORD)
-
-    def _encoded(self, texts: list[str]) -> list[Any]:
-        return self.framed.encode_batch(texts, add_special_tokens=True)
 
     def _ragged(self, split: str, name: str, numbers: list[int]) -> None:
         self._write(split, name, numbers, "uint32")

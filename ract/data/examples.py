@@ -17,7 +17,7 @@ from ract.data.batches import permute
 from ract.data.corpus import SPLITS
 from ract.data.example_writer import RECORD, encode, is_complete, read_array, texts_of
 from ract.data.sources import fingerprint
-from ract.data.tokenizer import copy_tokenizer, load_tokenizer, tokenizer_hashes, train_tokenizer
+from ract.data.tokenizer import copy_tokenizer, load_tokenizer, put_prefix, tokenizer_hashes, train_tokenizer
 from ract.errors import BadInput, disk_errors
 from ract.locks import held
 
@@ -33,7 +33,7 @@ class ExampleSpec:
     *task* is "classification" or "translation"; sources are those of :mod:`ract.data.rows`. *domains* maps a name to
     sources of its own for each split. Where a split has no source, a share of *train* is it, by the hash of the text.
     *label_names* renames classes. A text is cut after *max_tokens* tokens, special ones counted. *unlabelled* is more
-    plain text, for the tokenizer and for masked-language-model training.
+    plain text, for the tokenizer and for masked-language-model training. *prefix* stands before every source.
     """
 
     task: str
@@ -51,6 +51,7 @@ class ExampleSpec:
     unlabelled: tuple[str, ...] = ()
     lowercase: bool = False
     label_names: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
 
     @property
     def parts(self) -> list[tuple[str, Mapping[str, tuple[str, ...]]]]:
@@ -61,7 +62,8 @@ class ExampleSpec:
     def identity(self) -> dict[str, object]:
         """What names the prepared data: the settings, with the sources replaced by what they hold."""
         hashes = {name: {split: fingerprint(sources) for split, sources in part.items()} for name, part in self.parts}
-        plain = {k: v for k, v in asdict(self).items() if k not in ("train", "valid", "test", "domains", "unlabelled")}
+        apart = ("train", "valid", "test", "domains", "unlabelled", *(() if self.prefix else ("prefix",)))
+        plain = {k: v for k, v in asdict(self).items() if k not in apart}
         return plain | {"sources": hashes, "unlabelled": fingerprint(self.unlabelled)}
 
 
@@ -211,6 +213,8 @@ def prepare_examples(
                     )
                 else:
                     copy_tokenizer(tokenizer, folder / "tokenizer")
+                    if spec.prefix:
+                        put_prefix(folder / "tokenizer", spec.prefix)
                 encode(spec, folder, digest, report)
     return open_examples(folder)
 

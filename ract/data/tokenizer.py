@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from ract.data.marian import NUMBERS, SOURCE, TARGET, is_marian, source_tokenizer, target_side
 from ract.errors import BadInput, needs_extra
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ _ROLES: dict[str, dict[str, str]] = {
     "encoder-decoder": {"pad_token": PADDING, "eos_token": "</s>"},
 }
 _FRAMES = {"encoder": "[CLS] $A [SEP]", "encoder-decoder": "$A </s>"}
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TARGET_FILE = "target_tokenizer.json"  # reads targets, where tokenizer.json reads sources otherwise
+_FILES = ("tokenizer.json", TARGET_FILE, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _PIECE_CHARACTERS = 1 << 14
 
 
@@ -89,7 +91,12 @@ def train_tokenizer(
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer in a model directory; BadInput when there is none that can be read."""
+    """The fast tokenizer in a model directory; BadInput when there is none that can be read.
+
+    That of a Marian checkpoint is made of its SentencePiece files (:mod:`ract.data.marian`).
+    """
+    if is_marian(directory):
+        return source_tokenizer(directory)
     with needs_extra("Reading a model's tokenizer", "train"):
         from transformers import AutoTokenizer
     try:
@@ -102,9 +109,18 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def target_tokenizer(directory: Path) -> Tokenizer | None:
+    """What the model in *directory* reads targets with, where that is another tokenizer than the one for sources."""
+    if is_marian(directory):
+        return target_side(directory)
+    file = directory / TARGET_FILE
+    return Tokenizer.from_file(str(file)) if file.is_file() else None
+
+
 def tokenizer_hashes(directory: Path) -> dict[str, str]:
     """SHA-256 of the tokenizer files in *directory*, by name: what names data that were tokenized with them."""
-    files = sorted(f for f in directory.glob("*token*") if f.is_file())
+    pieces = [directory / name for name in (SOURCE, TARGET, NUMBERS)] if is_marian(directory) else []
+    files = sorted(f for f in (*directory.glob("*token*"), *pieces) if f.is_file())
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
@@ -114,10 +130,34 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not (source / "tokenizer.json").is_file():
         tokenizer.save_pretrained(directory)
+        target = target_tokenizer(source)
+        if target is not None:
+            target.save(str(directory / TARGET_FILE))
         return
     for name in _FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
+
+
+def put_prefix(directory: Path, prefix: str) -> None:
+    """Let the tokenizer in *directory* put the tokens of *prefix* before every source; targets are read without it.
+
+    The tokens are part of the frame in ``tokenizer.json``, so that every runtime that reads the file has them too.
+    Raises BadInput where the frame is none that a template describes.
+    """
+    tokenizer = load_tokenizer(directory).backend_tokenizer
+    tokens = tokenizer.encode(prefix, add_special_tokens=False)
+    description = json.loads(tokenizer.to_str())
+    frame = description["post_processor"]
+    if not frame or frame["type"] != "TemplateProcessing":
+        raise BadInput(f"the tokenizer in {directory} has no template that a prefix fits in", "Leave data.prefix out")
+    if not (directory / TARGET_FILE).is_file():
+        tokenizer.save(str(directory / TARGET_FILE))
+    named = {"id": prefix, "ids": tokens.ids, "tokens": tokens.tokens}
+    place = next(i for i, part in enumerate(frame["single"]) if "Sequence" in part)
+    frame["single"].insert(place, {"SpecialToken": {"id": prefix, "type_id": 0}})
+    frame["special_tokens"][prefix] = named
+    Tokenizer.from_str(json.dumps(description)).save(str(directory / "tokenizer.json"))
 
 
 class TextEncoder:

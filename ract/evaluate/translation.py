@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ract.checkpoint.live import quiet
 from ract.data.batches import by_length, padded
+from ract.data.tokenizer import target_tokenizer
 from ract.errors import BadInput
 from ract.evaluate.classification import encode, positions
 from ract.evaluate.loading import check_vocabulary
@@ -150,13 +152,12 @@ def reference_loss(
     total = count = 0.0
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     size = batch_size if tokenizer.pad_token_id is not None else 1
+    reads = _for_targets(tokenizer)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         options = {"truncation": limit is not None, "max_length": limit, "split_special_tokens": True}
         batch = tokenizer([sources[i] for i in chosen], padding=size > 1, return_tensors="pt", **options)
-        target = tokenizer(
-            text_target=[references[i] for i in chosen], padding=size > 1, return_tensors="pt", **options
-        )
+        target = reads([references[i] for i in chosen], padding=size > 1, return_tensors="pt", **options)
         labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         tokens = int((labels != -100).sum())
@@ -166,6 +167,18 @@ def reference_loss(
     if not math.isfinite(loss):
         raise BadInput("the loss on the references is not finite", "The model holds NaN or infinite weights")
     return loss
+
+
+def _for_targets(tokenizer: PreTrainedTokenizerBase) -> Callable[..., BatchEncoding]:
+    """What reads references: a tokenizer of their own, or *tokenizer* as it reads targets."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = target_tokenizer(Path(tokenizer.name_or_path))
+    if backend is None:
+        return lambda texts, **options: tokenizer(text_target=texts, **options)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=tokenizer.pad_token, eos_token=tokenizer.eos_token
+    )
 
 
 def _end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:

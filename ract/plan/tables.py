@@ -48,6 +48,11 @@ class DataTable(Table):
     target_field: str = Field(default="target", description="translation: the field or column to translate into")
     source_language: str = Field(default="", description='translation: code of the language, e.g. "en"')
     target_language: str = Field(default="", description='translation: e.g. "de" or "zh"; decides how BLEU cuts words')
+    prefix: str = Field(
+        default="",
+        description="translation, with compact.from: what stands before every source, as T5 wants it "
+        '("translate English to German: ") and Marian of many languages (">>cmn<<")',
+    )
     domains: dict[str, DomainTable] = Field(default={}, description="classification and translation: named parts")
     unlabelled: list[str] = Field(
         default=[], description="classification: further plain text, for the tokenizer and for masked-LM pre-training"
@@ -68,6 +73,8 @@ class DataTable(Table):
             given = [key for key in ("domains", "unlabelled") if getattr(self, key)]
             if given:
                 raise ValueError(f"{given[0]} is for classification and translation, not for language-modeling")
+        if self.prefix and self.task != "translation":
+            raise ValueError("prefix is for translation")
         if self.task == "translation" and not (self.source_language and self.target_language):
             raise ValueError('translation needs source_language and target_language, e.g. "en" and "zh"')
         return self

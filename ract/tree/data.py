@@ -130,6 +130,7 @@ def example_spec(plan: Plan) -> ExampleSpec:
         max_tokens=data.max_tokens,
         unlabelled=tuple(data.unlabelled),
         lowercase=plan.tokenizer.lowercase,
+        prefix=data.prefix,
     )
 
 
