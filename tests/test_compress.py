@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ract.checkpoint.crashpoints import VARIABLE
 from ract.checkpoint.directory import verify_files
 from ract.checkpoint.lineage import content_hash, read_lineage
 from ract.compress.compress import Options, compress
@@ -143,6 +148,53 @@ def test_the_command_says_what_is_no_share(decoder: Path, tmp_path: Path, ract: 
     assert code == 2 and '--prune-neurons "a quarter" is not a share' in err
 
 
+def test_cut_short_it_goes_on_where_it_was(
+    decoder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was pruned and healed is neither pruned nor healed again, and the result is that of one go."""
+    options: dict[str, Any] = {"data": [str(text)], "train": [str(text)], "tokens": 4096, "prune_blocks": 1}
+    whole = compress(decoder, tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("ract.compress.compress.write_lineage", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compress(decoder, tmp_path / "out", **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.compress", "whole"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ract.compress.workshop.prune", interrupted)
+        patch.setattr(Teacher, "heal", interrupted)
+        with pytest.raises(KeyboardInterrupt):  # another lesson is another model
+            compress(decoder, tmp_path / "out", **{**options, "tokens": 8192})
+        made = compress(decoder, tmp_path / "out", **options)
+    assert made.trials == whole.trials
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert files[0] == files[1] and sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def interrupted(*arguments: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_killed_after_every_candidate_it_ends_as_without(decoder: Path, text: Path, tmp_path: Path) -> None:
+    arguments = ["--data", text, "--prune-blocks", 1, "--quantize", "int8", "--json"]
+
+    def run(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ract", "compress", decoder, "-o", tmp_path / name, *arguments]
+        given = {**os.environ, **environment}
+        return subprocess.run(list(map(str, command)), env=given, capture_output=True, text=True, check=False)
+
+    for left in (1, 2):  # the pruned model; its export
+        killed = run("out", **{VARIABLE: "candidate-kept"})
+        assert killed.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
+        assert len(list((tmp_path / ".out.compress").glob("*/record.json"))) == left
+    done, whole = run("out", **{VARIABLE: "candidate-kept"}), run("whole")
+    assert done.returncode == whole.returncode == 0, done.stderr
+    results = [json.loads(one.stdout) for one in (done, whole)]
+    assert [[t["loss"] for t in one["tried"]] for one in results] == [[t["loss"] for t in results[1]["tried"]]] * 2
+    files = [(tmp_path / name / "decode.onnx.data").read_bytes() for name in ("out", "whole")]
+    assert files[0] == files[1] and not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.slow
 def test_healing_teaches_what_pruning_lost(decoder: Path, text: Path, tmp_path: Path) -> None:
     """A pruned model that learns from the original ends closer to the text than it was."""
@@ -218,6 +270,8 @@ def test_a_translator_is_pruned_and_a_student_learns_to_translate(translator: Pa
     held = examples.write_pairs(tmp_path, "held", examples.sentences(60, seed=2))
     pruned = compress(translator, tmp_path / "pruned", data=held, prune_neurons=0.25, format="onnx")
     assert pruned.trial.fits and pruned.trial.loss is not None
+    assert all(trial.bleu is not None and 0 <= trial.bleu <= 100 for trial in pruned.trials)
+    assert pruned.trials[1].bleu == pytest.approx(pruned.trial.bleu, abs=0.1)  # the pruned model and its export
     student = compress(
         translator, tmp_path / "student", data=held, train=train, student_hidden=32, student_layers=1, tokens=4096
     )

@@ -54,6 +54,9 @@ def compress_command(
     max_memory_mb: Annotated[
         float | None, typer.Option("--max-memory-mb", help="At most so much memory here for the whole process.")
     ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, help="Latency and memory are measured with so many; 1 is how it is run.")
+    ] = 1,
     form: Annotated[
         str | None,
         typer.Option("--format", help="Of the result: onnx, another of ract export, or none: a model directory."),
@@ -86,6 +89,7 @@ def compress_command(
         "max_memory_mb": max_memory_mb,
         "format": form,
         "seed": seed,
+        "threads": threads,
     }
     try:
         with one_bar() as report:
@@ -104,7 +108,7 @@ def compress_command(
 
 def _print_trials(trials: list[Any]) -> None:
     original = trials[0].loss
-    accuracy = any(trial.accuracy is not None for trial in trials)
+    accuracy, bleu = (any(getattr(one, name) is not None for one in trials) for name in ("accuracy", "bleu"))
     rows = [
         [
             trial.name,
@@ -114,11 +118,13 @@ def _print_trials(trials: list[Any]) -> None:
             f"{trial.loss:.4f}" if trial.loss is not None else "",
             f"{trial.loss / original - 1:+.1%}" if trial.loss is not None else "",
             *([f"{trial.accuracy:.1%}" if trial.accuracy is not None else ""] if accuracy else []),
+            *([f"{trial.bleu:.1f}" if trial.bleu is not None else ""] if bleu else []),
             "" if trial is trials[0] else ", ".join(trial.breaks) or "yes",
         ]
         for trial in trials
     ]
-    columns = ["tried", "size", "ms", "memory", "loss", "change", *(["accuracy"] if accuracy else []), "fits"]
+    quality = [*(["accuracy"] if accuracy else []), *(["BLEU"] if bleu else [])]
+    columns = ["tried", "size", "ms", "memory", "loss", "change", *quality, "fits"]
     print_table(columns, rows, left=["tried", "fits"])
 
 

@@ -12,6 +12,7 @@ from ract.checkpoint.directory import publish, write_lineage
 from ract.checkpoint.lineage import digest
 from ract.compress.distill import Lesson, Teacher, student_shape
 from ract.compress.judge import Judge, Limits, Trial, held_out
+from ract.compress.kept import kept_beside
 from ract.compress.prune import Cut
 from ract.compress.search import search
 from ract.compress.workshop import Change, Made, Workshop
@@ -36,7 +37,8 @@ class Options:
 
     Limits: *max_loss_increase* as a share of the original's held-out loss, *target_size* in bytes, *max_latency_ms*,
     *max_memory_mb* of the running process. Limits without steps are searched for. *format* is the export format of the
-    result, "none" for a model directory; default onnx where it is quantized or searched for.
+    result, "none" for a model directory; default onnx where it is quantized or searched for. Exports are measured with
+    so many *threads* of one operation: one is what they are run with where nothing else is said.
     """
 
     quantize: Precision | None = None
@@ -55,6 +57,7 @@ class Options:
     max_memory_mb: float | None = None
     format: Engine | str | None = None
     seed: int = 0
+    threads: int = 1
 
     @property
     def cut(self) -> Cut:
@@ -104,6 +107,7 @@ class Options:
                 f'there is no precision "{self.quantize}" to quantize to',
                 "Known: int8, int4",
             ),
+            (self.threads < 1, f"threads = {self.threads} is out of range", "Give at least 1"),
             (self.prune_blocks < 0 or not shares_ok, "a share or number to prune is out of range", f"As in {steps}"),
             (self.cut and self.has_student, "a student is not pruned", "Ask for one of the two"),
             (self.has_student and not self.train, "a student learns from text", "Give it: --train FILE"),
@@ -147,6 +151,8 @@ def compress(
     where there is none on one half of *data*, and the other half is what is reported. *watch* is told of everything
     that was measured, the original first.
 
+    What is made on the way is kept beside *out* until there is a result: cut short, the same call goes on.
+
     Raises BadInput for options that make no sense, an architecture that does not allow a step, and an *out* that exists
     (without *force*); RactError where a limit is broken or nothing fits: nothing is written then.
     """
@@ -160,6 +166,8 @@ def compress(
     source_dir, end = model_at(model_dir).resolve(), Path(out).resolve()
     if end == source_dir or end in source_dir.parents or source_dir in end.parents:
         raise BadInput(f"the output {out} and the model {model_dir} are one directory", "Choose another output folder")
+    if end.exists() and not force:  # before what is kept on the way to it is touched
+        raise BadInput(f"{out} exists already", "Choose another output folder or give --force to replace it")
     trials: list[Trial] = []
 
     def seen(trial: Trial) -> None:
@@ -167,15 +175,14 @@ def compress(
         if watch is not None:
             watch(trial)
 
-    with publish(Path(out), force=force) as staging:
+    with kept_beside(Path(out)) as work, publish(Path(out), force=force) as staging:
         source = load_source(model_dir)
-        shop = _workshop(source, asked, data, staging / ".work", progress)
+        shop = _workshop(source, asked, data, work, progress)
         seen(shop.judge.original)
         made = search(shop, seen) if asked.searches else _as_asked(shop, asked, seen)
         for file in made.path.iterdir():
             if file.is_file():
-                file.rename(staging / file.name)
-        shutil.rmtree(shop.work)
+                shutil.copyfile(file, staging / file.name)
         write_lineage(staging, made.lineage.model_copy(update={"name": Path(out).name, "seed": asked.seed}))
     return Compressed(Path(out), made.trial, trials)
 
@@ -183,13 +190,12 @@ def compress(
 def _workshop(source: Source, asked: Options, data: Sequence[str], work: Path, progress: Progress | None) -> Workshop:
     choose = bool(asked.cut) or asked.searches
     calibration, reported = held_out(source, data, asked.train, choose=choose)
-    work.mkdir()
     teacher = None
     if asked.train:
         tokens = _number(parse_count, asked.tokens, "tokens")
         lesson = Lesson(tuple(asked.train), tokens, asked.lr, asked.seed)
         teacher = Teacher(source, lesson, work / "data", progress)
-    judge = Judge(source, reported, asked.limits)
+    judge = Judge(source, reported, asked.limits, asked.threads)
     form: Any = "onnx" if asked.form == _NONE else asked.form
     return Workshop(source, calibration, judge, work, digest(list(map(str, data))), form, teacher, progress)
 

@@ -72,6 +72,11 @@ class Teacher:
         self.longest = min(_LONGEST, source.limit or _LONGEST)
         self.data = self._prepared(work)
 
+    @property
+    def key(self) -> list[Any]:
+        """All that what is learned follows from, beside the two models."""
+        return [self.data.digest, self.lesson.tokens, self.lesson.lr, self.lesson.seed, self.longest]
+
     def heal(self, pruned: Path, out: Path) -> Cost:
         """Train the model at *pruned* with the original as its teacher, into *out*; what that cost."""
         model = load_model(pruned, dtype=torch.float32)

@@ -5,10 +5,10 @@ Choices are made on calibration data, figures are of data that no choice has see
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from ract.checkpoint.live import load_model
 from ract.compress.distill import TASKS
 from ract.data.heldout import Batch, load_batches
 from ract.errors import BadInput
+from ract.evaluate.translation import scores, translate
 from ract.export.export import Exported
 from ract.export.source import Source
 from ract.plan.quantities import show_size
 from ract.runtime.engines.base import open_graphs
+from ract.runtime.engines.text import ExportedTranslator
 from ract.runtime.measure import measure
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _BLOCK = 256
 _ROOM = 0.9  # what an estimated size may be wrong by before something is not even tried
 _CALIBRATION = {"decoder": 16, "encoder": 64, "encoder-decoder": 32}  # batches of eight at most
+_BEAMS = 4
+_TRANSLATING: dict[str, Any] = {"max_new_tokens": None, "batch_size": 16}
 _REPORTED = {"decoder": 32, "encoder": 256, "encoder-decoder": 32}
 
 
@@ -53,9 +57,10 @@ class Limits:
 class Trial:
     """One model that was tried: what it is, its figures, and which limits it breaks (*breaks*; none: it fits).
 
-    *loss* is in nats a token or text; *accuracy* is a classifier's. *latency_ms* and *memory_bytes* are those of
-    :func:`ract.runtime.measure.measure` with one thread, None for a model that is not exported. *made* is False where
-    nothing was made: the size follows from the shape, or *breaks* says why it cannot be.
+    *loss* is in nats a token or text; *accuracy* is a classifier's, *bleu* (0–100) a translator's, with four beams, on
+    sentences as its tokenizer reads them. *latency_ms* and *memory_bytes* are those of
+    :func:`ract.runtime.measure.measure`, None for a model that is not exported. *made* is False where nothing was made:
+    the size follows from the shape, or *breaks* says why it cannot be.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Trial:
     accuracy: float | None = None
     latency_ms: float | None = None
     memory_bytes: int | None = None
+    bleu: float | None = None
     made: bool = True
     breaks: tuple[str, ...] = ()
 
@@ -75,11 +81,14 @@ class Trial:
 
 @dataclass
 class Judge:
-    """Measures models and exports on *reported* batches, and holds them to *limits*."""
+    """Measures models and exports on *reported* batches, the latter with so many *threads* of one operation, and holds
+    them to *limits*.
+    """
 
     source: Source
     reported: list[Batch]
     limits: Limits
+    threads: int = 1
     original: Trial = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,17 +96,20 @@ class Judge:
 
     def model(self, name: str, directory: Path, *, final: bool = True) -> Trial:
         """The figures of the model directory *directory*; one that is not *final* is held to its loss alone."""
-        limits = self.limits if final else Limits(loss_increase=self.limits.loss_increase)
-        return self._judged(self._of_model(name, directory, load_model(directory, dtype=torch.float32)), limits)
+        found = self._of_model(name, directory, load_model(directory, dtype=torch.float32))
+        return self.held(found, self.limits if final else Limits(loss_increase=self.limits.loss_increase))
 
     def export(self, name: str, exported: Exported) -> Trial:
         """The figures of *exported*, which was compared on the reported batches."""
-        accuracy = None
+        accuracy = bleu = None
+        if self.source.kind == "encoder-decoder":
+            engine = ExportedTranslator(exported.path)
+            bleu = self._bleu(lambda texts: engine.translate(texts, num_beams=_BEAMS, **_TRANSLATING))
         if self.source.kind == "encoder":
             graphs = open_graphs(exported.path, verify=False)
             given = [(batch["input_ids"].numpy(), batch["attention_mask"].numpy()) for batch in self.reported]
             accuracy = self._accuracy([graphs.logits(*one) for one in given])
-        cost = measure(exported.path)
+        cost = measure(exported.path, threads=self.threads)
         trial = Trial(
             name,
             size_of(exported.path),
@@ -105,8 +117,9 @@ class Judge:
             accuracy,
             cost.latency_ms,
             cost.peak_memory_bytes or None,
+            bleu,
         )
-        return self._judged(trial, self.limits)
+        return self.held(trial)
 
     def estimate(self, name: str, size_bytes: float) -> Trial | None:
         """A trial that need not be made, since about *size_bytes* are too many; None where it may fit."""
@@ -128,19 +141,31 @@ class Judge:
         return sum(max(0.0, have / limit - 1) for have, limit in pairs if have is not None and limit)
 
     def _of_model(self, name: str, directory: Path, model: PreTrainedModel) -> Trial:
-        accuracy = None
+        accuracy = bleu = None
+        if self.source.kind == "encoder-decoder":
+            bleu = self._bleu(lambda texts: translate(model, self.source.tokenizer, texts, num_beams=_BEAMS)[0])
         if self.source.kind == "encoder":
             with torch.inference_mode():
                 given = [{key: b[key] for key in b if key != "labels"} for b in self.reported]
                 accuracy = self._accuracy([model(**one).logits.numpy() for one in given])
-        return Trial(name, size_of(directory), mean_loss(model, self.reported), accuracy)
+        return Trial(name, size_of(directory), mean_loss(model, self.reported), accuracy, bleu=bleu)
 
     def _accuracy(self, logits: Sequence[np.ndarray]) -> float:
         right = np.concatenate([batch["labels"].numpy() for batch in self.reported])
         return float((np.concatenate([one.argmax(-1) for one in logits]) == right).mean())
 
-    def _judged(self, trial: Trial, limits: Limits) -> Trial:
-        return replace(trial, breaks=tuple(self._broken(trial, limits)))
+    def _bleu(self, translated: Callable[[list[str]], list[str]]) -> float:
+        rows = [(b["input_ids"], b["labels"]) for b in self.reported]
+        sources, references = (
+            [self.source.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for batch in part for row in batch]
+            for part in zip(*rows, strict=True)
+        )
+        language = str(getattr(self.source.model.config, "target_language", "") or "")
+        return float(scores(translated(sources), references, language)["bleu"])
+
+    def held(self, trial: Trial, limits: Limits | None = None) -> Trial:
+        """*trial* with what it breaks of *limits*; default: all of them."""
+        return replace(trial, breaks=tuple(self._broken(trial, limits or self.limits)))
 
     def _broken(self, trial: Trial, limits: Limits) -> list[str]:
         found = []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ract.checkpoint.lineage import Cost, Lineage, Parent, content_hash, read_lineage
 from ract.compress.distill import Teacher
 from ract.compress.judge import Judge, Trial
+from ract.compress.kept import digest_of, made_once
 from ract.compress.prune import Cut, expected_parameters, prune
 from ract.cost import BYTES_PER_PARAMETER, Costs
 from ract.data.heldout import Batch
@@ -51,7 +53,8 @@ class Made:
 class Workshop:
     """Makes models and exports below *work*: the latter in the format *form*, noting that they were measured on *data*.
 
-    What is pruned is chosen on *calibration* batches; with a *teacher*, pruned models are healed.
+    What is pruned is chosen on *calibration* batches; with a *teacher*, pruned models are healed. What is in *work*
+    already, made from the same, is not made again.
     """
 
     source: Source
@@ -62,8 +65,6 @@ class Workshop:
     form: Engine = "onnx"
     teacher: Teacher | None = None
     progress: Progress | None = None
-    _models: dict[Change, tuple[Path, dict[str, Any], Cost]] = field(default_factory=dict)
-    _exports: int = 0
     _bytes_per_parameter: dict[str, float] = field(default_factory=dict)
 
     def model(self, change: Change, *, final: bool = True) -> Made:
@@ -75,11 +76,15 @@ class Workshop:
     def export(self, change: Change, precision: Precision) -> Made:
         """The export in *precision* of the model after *change*."""
         path, _, _ = self._changed(change)
-        out = self.work / f"export-{self._exports}"
-        self._exports += 1
-        given = Sample(self.judge.reported, held_out=True)
-        made = export_source(load_source(path), out, self.form, precision, given, data=self.data)
-        trial = self.judge.export(self.name(change, precision), made)
+
+        def make(folder: Path) -> dict[str, Any]:
+            given = Sample(self.judge.reported, held_out=True)
+            made = export_source(load_source(path), folder / "export", self.form, precision, given, data=self.data)
+            return asdict(self.judge.export(self.name(change, precision), made))
+
+        key = [self._model_key(change), self.form, precision, self._reported, self.data, self.judge.threads]
+        place, record = made_once(self.work, key, make)
+        out, trial = place / "export", self.judge.held(Trial(**record))
         if not change:
             self._bytes_per_parameter[precision] = (trial.size_bytes or 0) / self.parameters(change)
         return Made(out, trial, self._lineage(change, trial, precision))
@@ -104,19 +109,37 @@ class Workshop:
         """The model directory after *change*, what was left out, and what it cost; made once."""
         if not change:
             return self.source.directory, {}, Cost()
-        if change not in self._models:
-            folder = self.work / f"model-{len(self._models)}"
+
+        def make(folder: Path) -> dict[str, Any]:
             notes: dict[str, Any] = {}
-            cost = Cost()
+            cost, path = Cost(), folder / "model"
             if change.student is not None:
                 assert self.teacher is not None
-                cost, path = self.teacher.student(change.student, folder), folder  # type: ignore[arg-type]
+                cost = self.teacher.student(change.student, path)  # type: ignore[arg-type]
             else:
-                path, notes = prune(self.source.directory, change.cut, self.calibration, folder, progress=self.progress)
-                if self.teacher is not None:
-                    cost, path = self.teacher.heal(path, folder / "healed"), folder / "healed"
-            self._models[change] = (path, notes, cost)
-        return self._models[change]
+                pruned, notes = prune(self.source.directory, change.cut, self.calibration, folder, self.progress)
+                if self.teacher is None:
+                    path = pruned
+                else:
+                    cost = self.teacher.heal(pruned, path)
+            return {"path": str(path.relative_to(folder)), "notes": notes, "cost": cost.model_dump()}
+
+        place, record = made_once(self.work, self._model_key(change), make)
+        return place / record["path"], record["notes"], Cost(**record["cost"])
+
+    def _model_key(self, change: Change) -> Any:
+        """All that the model after *change* follows from."""
+        student = change.student.as_dict() if change.student is not None else None
+        lesson = self.teacher.key if change and self.teacher is not None else None
+        return [content_hash(self.source.directory), asdict(change.cut), student, self._chosen_on, lesson]
+
+    @cached_property
+    def _chosen_on(self) -> str:
+        return digest_of(self.calibration)
+
+    @cached_property
+    def _reported(self) -> str:
+        return digest_of(self.judge.reported)
 
     def _lineage(self, change: Change, trial: Trial, precision: str = "") -> Lineage:
         _, notes, cost = self._changed(change)
@@ -145,5 +168,5 @@ class Workshop:
 
 def figures(trial: Trial) -> dict[str, Any]:
     """What was measured of *trial*, for a record."""
-    kept = ("loss", "accuracy", "size_bytes", "latency_ms", "memory_bytes")
+    kept = ("loss", "accuracy", "bleu", "size_bytes", "latency_ms", "memory_bytes")
     return {key: getattr(trial, key) for key in kept if getattr(trial, key) is not None}
