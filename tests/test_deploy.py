@@ -1,4 +1,4 @@
-"""The code of docs/deploy.md: the C program is compiled and tells the known story; the Python code runs."""
+"""The code of docs/deploy.md: the C and C++ programs are compiled and tell the known story; the Python code runs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,44 @@ def test_the_c_program_tells_the_known_story(program: Path, shared_data: Path, t
 @pytest.mark.parametrize("arguments", [[], ["nowhere.gguf", "a", "3"]])
 def test_the_c_program_says_what_is_wrong(program: Path, arguments: list[str]) -> None:
     done = subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1 and "complete: " in done.stderr and not done.stdout
+
+
+@pytest.fixture(scope="module")
+def executorch_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    package = find_spec("executorch")
+    compiler = shutil.which("c++")
+    if package is None or not package.submodule_search_locations or compiler is None:
+        pytest.skip("a C++ compiler and executorch are needed")
+    root = Path(next(iter(package.submodule_search_locations)))
+    out = tmp_path_factory.mktemp("deploy") / "complete"
+    command = re.search(r"^c\+\+ .*? -o complete$", (ROOT / "docs/deploy.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert command is not None
+    words = command[0].replace("\\\n", " ").replace("$ET", str(root)).split()
+    words[words.index("complete.cpp")] = str(ROOT / "examples" / "deploy" / "complete.cpp")
+    subprocess.run([compiler, *words[1:-1], str(out), "-Wall", "-Wextra"], check=True)
+    return out
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter warns of itself
+def test_the_cpp_program_tells_the_known_story(executorch_program: Path, shared_data: Path, tmp_path: Path) -> None:
+    from ract.export.export import export
+    from ract.runtime.tokens import Tokens
+
+    made = export(shared_data / "checkpoints" / "stories260k", tmp_path / "out", format="executorch")
+    tokens = Tokens(made.path)
+    prompt = tokens.encode(PROMPT)
+    command = [str(executorch_program), str(made.path / "model.pte"), "20"]
+    given = "\n".join(map(str, prompt))
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=60)
+    written = [int(line) for line in done.stdout.split()]
+    assert len(written) == 20 and tokens.decode([*prompt, *written]).startswith(PROMPT + STORY)
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere.pte", "3"]])
+def test_the_cpp_program_says_what_is_wrong(executorch_program: Path, arguments: list[str]) -> None:
+    command = [str(executorch_program), *arguments]
+    done = subprocess.run(command, input="1", capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1 and "complete: " in done.stderr and not done.stdout
 
 
