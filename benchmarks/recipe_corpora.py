@@ -123,7 +123,7 @@ def materialise(one: Cell, data: Path | None, folder: Path) -> dict[str, Path]:
     """The three files of *one*: the given ones where they are used whole, else what is used of them, in *folder*.
 
     A subset is the documents with the smallest hashes, so that it comes from all over the text and is the same
-    everywhere. The built-in corpus, this Python's standard library, is divided by hash as ``ract build`` does.
+    everywhere. The built-in corpus, this Python's standard library, is divided by hash, file by file.
     """
     limit = one.setting.subset_bytes
     files = {} if one.corpus == BUILT_IN else sources(data, one.corpus)
@@ -136,14 +136,21 @@ def materialise(one: Cell, data: Path | None, folder: Path) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         texts = list(documents([str(files["train"])] if files else [BUILT_IN]))
         for split, file in known.items():
-            own = texts if files else [text for text in texts if split_of(text) == split]
+            own = texts if files else [p for text in texts if split_of(text) == split for p in _pieces(text)]
             chosen = _smallest(own, limit if split == "train" else _HELD_OUT_BYTES)
             write_text(file, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in chosen))
         write_text(record, json.dumps(wanted))
     return {**files, **known}
 
 
-_HELD_OUT_BYTES = 250_000
+_HELD_OUT_BYTES, _PIECE_LINES = 200_000, 200
+
+
+def _pieces(text: str) -> list[str]:
+    """A file in pieces: what is held out should not be a few long files, and no file is in two splits."""
+    lines = text.splitlines(keepends=True)
+    pieces = ("".join(lines[start : start + _PIECE_LINES]) for start in range(0, len(lines), _PIECE_LINES))
+    return [piece for piece in pieces if piece.strip()]
 
 
 def _smallest(texts: list[str], limit_bytes: int) -> list[str]:

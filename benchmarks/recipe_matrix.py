@@ -29,7 +29,7 @@ EXTENDED = {"compute": (ENGLISH[0],), "data": (ENGLISH[0],)}
 CURVE = {"compute": (("single", 0.5), ("single", 2.0), ("stack", 0.6)), "data": ()}
 QUICK = {
     "compute": ("single", "stack"),
-    "data": ("single", "single-2x96", "child-alone", "ensemble", "ensemble-distil"),
+    "data": ("single", "child-alone", "ensemble", "ensemble-distil"),
 }
 LEAD = {"compute": "stack", "data": "ensemble-distil"}
 

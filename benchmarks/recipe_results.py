@@ -198,14 +198,13 @@ def fit_log(points: Sequence[tuple[float, float]], seed: int = 0) -> dict[str, f
 
     None for fewer than three different x, or where they span less than a factor of four: nothing can be told then.
     """
-    x, y = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True)) if points else ([], [])
-    if len(set(x)) < 3 or max(x) / min(x) < 4:
+    if len({x for x, _ in points}) < 3 or max(points)[0] / min(points)[0] < 4:
         return None
-    slope, intercept = np.polyfit(np.log(x), y, 1)
-    generator, slopes = np.random.default_rng(seed), []
-    for _ in range(_RESAMPLES):
-        drawn = generator.integers(len(x), size=len(x))
-        if len(set(x[drawn])) > 1:
-            slopes.append(np.polyfit(np.log(x[drawn]), y[drawn], 1)[0])
+    x, y = np.log([x for x, _ in points]), np.array([y for _, y in points])
+    slope, intercept = np.polyfit(x, y, 1)
+    drawn = np.random.default_rng(seed).integers(len(x), size=(_RESAMPLES, len(x)))
+    drawn = drawn[np.ptp(x[drawn], axis=1) > 0]  # one x alone has no slope
+    centred = x[drawn] - x[drawn].mean(axis=1, keepdims=True)
+    slopes = (centred * y[drawn]).sum(axis=1) / (centred**2).sum(axis=1)
     low, high = np.quantile(slopes, [(1 - _INTERVAL) / 2, (1 + _INTERVAL) / 2])
     return {"a": float(intercept), "b": float(slope), "low": float(low), "high": float(high), "points": len(x)}
