@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check format docs clean
+.PHONY: demo bench-recipes-quick test test-slow check format docs clean
 
 demo: $(VENV)/.train  ## install, then run the main job: train, aggregate, heal, compare, write
 	$(BIN)/ract build examples/quickstart.toml --out runs/quickstart
+
+bench-recipes-quick: $(VENV)/.train  ## which recipe wins, small: two seeds on this Python's standard library, under 15 minutes
+	$(BIN)/python -m benchmarks.recipes --quick --work runs/recipes-quick
 
 test: $(VENV)/.dev  ## install, then run the fast tests
 	$(BIN)/python -m pytest --numprocesses 2
