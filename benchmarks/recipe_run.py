@@ -170,9 +170,10 @@ def _losses(spec: Spec, run: Run, files: Mapping[str, Path], folder: Path) -> di
         found[role] = {}
         for split in ("valid",) if spec.trial else ("valid", "test"):
             windows = window_losses(run.directories[name], [str(files[split])])
-            np.savez_compressed(folder / f"{role}-{split}.npz", **windows)
-            total, count, size = (windows[key].sum() for key in ("nats", "tokens", "bytes"))
-            found[role][split] = {"nats_per_token": total / count, "bits_per_byte": total / np.log(2) / size}
+            nats, tokens, size = (windows[key] for key in ("nats", "tokens", "bytes"))
+            np.savez_compressed(folder / f"{role}-{split}.npz", nats=nats, tokens=tokens, bytes=size)
+            total, count = nats.sum(), tokens.sum()
+            found[role][split] = {"nats_per_token": total / count, "bits_per_byte": total / np.log(2) / size.sum()}
     return found
 
 

@@ -109,7 +109,7 @@ def _status(
 
 def _share(spec: Spec, work: Path) -> float:
     """How much of the FLOPs of a run under way are done."""
-    if (spec.folder(work) / RESULT).is_file():
+    if (spec.folder(work) / RESULT).is_file():  # removed when the run began
         return 1.0
     try:
         state = json.loads((spec.folder(work) / PROGRESS).read_text(encoding="utf-8"))
@@ -144,7 +144,8 @@ def listing(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | No
     speed, rows, left = speed_of(work), [], 0.0
     for spec in specs:
         done = result_of(spec, work, data) is not None
-        share = 1.0 if done else _share(spec, work)
+        stale = (spec.folder(work) / RESULT).is_file()
+        share = 1.0 if done else 0.0 if stale else _share(spec, work)
         left += spec.flops * (1 - share)
         state = "done" if done else f"{share:.0%}" if share else "waiting"
         rows.append(f"{spec.name:60} {state:8} {show_count(spec.flops):>6} FLOPs  {show_time(spec.flops / speed)}")
