@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipe_run import PROGRESS, RESULT, Spec, asked_of, result_of
+from benchmarks.recipe_run import PROGRESS, RESULT, Spec, asked_of, files_of, result_of
 from ract.checkpoint.directory import write_text
 from ract.plan.quantities import show_count, show_time
 from ract.runtime.machine import processors
@@ -35,7 +35,10 @@ def run_all(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | No
     """Make every run of *specs* that is not finished, *jobs* at a time; returns the names of those that failed.
 
     A run whose cell and seed are under way waits, if others do not: it may share nodes with that run.
+    Raises BadInput, before anything runs, where a corpus is not there.
     """
+    for place in {spec.cell.name: spec.cell for spec in specs}.values():
+        files_of(place, data, work)
     waiting = [spec for spec in specs if result_of(spec, work, data) is None]
     slots = _slots(jobs)
     failed: list[str] = []

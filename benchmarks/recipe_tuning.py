@@ -7,6 +7,7 @@ kept for the next. All searches go on side by side, so that no processor waits. 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import zip_longest
@@ -24,7 +25,7 @@ from ract.errors import RactError
 def tune(searches: Sequence[Search], work: Path, data: Path | None, jobs: int | None) -> dict[str, Any]:
     """Carry out *searches*; the values found are written to ``WORK/tuning.json`` and returned with all trials.
 
-    Raises RactError when a trial fails.
+    A trial that fails, because it diverged for instance, is out. Raises RactError when all of a coordinate fail.
     """
     best = {search.key: Values() for search in searches}
     tried: dict[str, dict[str, Spec]] = {search.key: {} for search in searches}
@@ -35,12 +36,12 @@ def tune(searches: Sequence[Search], work: Path, data: Path | None, jobs: int | 
             if coordinate is not None
         }
         trials = {s.key: [s.trial(values) for values in rounds[s.key]] for s in searches if s.key in rounds}
-        failed = run_all([spec for specs in trials.values() for spec in specs], work, data, jobs)
-        if failed:
-            raise RactError(f"tuning stopped: {failed[0]} failed", "The same command goes on where it stopped")
+        run_all([spec for specs in trials.values() for spec in specs], work, data, jobs)
         for key, specs in trials.items():
             tried[key] |= {spec.name: spec for spec in specs}
             best[key] = min(specs, key=lambda spec: valid_loss(spec, work, data)).values
+            if math.isinf(min(valid_loss(spec, work, data) for spec in specs)):
+                raise RactError(f"no trial of {key} ended", "See their logs; the same command goes on")
     found = {search.key: _record(search, best[search.key], tried[search.key], work, data) for search in searches}
     file = work / "tuning.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -54,17 +55,18 @@ def candidates(values: Values, name: str, options: Sequence[Any]) -> list[Values
 
 
 def valid_loss(spec: Spec, work: Path, data: Path | None) -> float:
-    """What *spec* reached on the valid text, in nats a token."""
+    """What *spec* reached on the valid text, in nats a token; infinite where it failed (it may have diverged)."""
     record = result_of(spec, work, data)
-    assert record is not None
-    return record["losses"]["final"]["valid"]["nats_per_token"]
+    return record["losses"]["final"]["valid"]["nats_per_token"] if record else math.inf
 
 
 def _record(search: Search, values: Values, tried: dict[str, Spec], work: Path, data: Path | None) -> dict[str, Any]:
     trials = []
     for spec in tried.values():
         record = result_of(spec, work, data)
-        assert record is not None
+        if record is None:  # it diverged; what it took until then is not counted
+            trials.append({"values": asdict(spec.values), "valid_nats_per_token": None, "flops": 0.0})
+            continue
         seconds = sum(node["processor_seconds"] for node in record["nodes"].values())
         trials.append(
             {

@@ -6,6 +6,7 @@ import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,9 +192,35 @@ def test_tuning_keeps_the_best_of_each_coordinate_and_says_what_it_cost(
     assert not list((work / "mine" / "data").glob("tuning-*/*-test.npz"))  # the test text is not for choices
 
 
+def test_a_trial_that_diverges_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcome(spec: Spec, work: Path, data: Path | None) -> dict[str, Any] | None:
+        loss = {"final": {"valid": {"nats_per_token": abs(spec.values.lr - 2.0) + spec.values.weight_decay}}}
+        record = {"losses": loss, "flops": 1.0, "parameters": 1, "nodes": {}}
+        return None if spec.values.lr > 2 else record
+
+    monkeypatch.setattr(recipe_tuning, "run_all", lambda specs, work, data, jobs: [])
+    monkeypatch.setattr(recipe_tuning, "result_of", outcome)
+    place = cell("mine", "data")
+    search = Search(place, "single", (("lr", (1.0, 2.0, 3.0)), ("weight_decay", (0.5, 0.25))))
+    found = recipe_tuning.tune([search], tmp_path, None, None)[search.key]
+    assert (found["values"]["lr"], found["values"]["weight_decay"]) == (2.0, 0.25)
+    assert len(found["trials"]) == 5 and found["flops"] == 4.0
+    with pytest.raises(RactError, match="no trial of mine/data/single ended"):
+        recipe_tuning.tune([Search(place, "single", (("lr", (3.0, 4.0)),))], tmp_path, None, None)
+
+
 @pytest.mark.slow
-def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    """The scheduler in processes of its own: a corpus that is not there, and nothing else."""
-    specs = [spec_named(f"absent/compute/{name}/0", 1.0) for name in ("single", "stack")]
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for split in SPLITS:
+        (folder / f"{split}.txt").write_text("far too little to train on\n", encoding="utf-8")
+    specs = [spec_named(f"mine/compute/{name}/0", 1.0) for name in ("single", "stack")]
+    assert run_all(specs, tmp_path / "work", tmp_path, 1) == [spec.name for spec in specs]
+    assert "mine/compute/single/0 failed: see " in capfd.readouterr().err
+    assert "needs 257" in (specs[0].folder(tmp_path / "work") / "log.txt").read_text(encoding="utf-8")
+
+
+def test_a_corpus_that_is_not_there_is_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no corpus absent"):
-        run_all(specs, tmp_path / "work", tmp_path, 1)
+        run_all([spec_named("absent/compute/single/0", 1.0)], tmp_path / "work", tmp_path, 1)
