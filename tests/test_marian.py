@@ -22,7 +22,18 @@ from tests import examples
 
 sentencepiece = pytest.importorskip("sentencepiece")
 ROOT = Path(__file__).parent.parent
-ODD = ["", "two  spaces", " ends ", "tab\there", "漢", "emoji 😀 x", ">>de<< the red dog", "a </s> b", "e\u0301", "שלום"]
+ODD = [
+    "",
+    "two  spaces",
+    " ends ",
+    "tab\there",
+    "漢",
+    "emoji 😀 x",
+    ">>de<< the red dog",
+    "a </s> b",
+    "e\u0301",
+    "שלום",
+]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +143,9 @@ def test_a_tree_grows_from_such_a_checkpoint(checkpoint: Path, tmp_path: Path, t
     expected = tokenizer.decode(row, skip_special_tokens=True).strip()
     export(final, tmp_path / "onnx", format="onnx")
     for where in (final, tmp_path / "onnx"):
-        answer = open_engine(where, "Translator", "translate").translate([source], num_beams=1, max_new_tokens=12, batch_size=1)
+        answer = open_engine(where, "Translator", "translate").translate(
+            [source], num_beams=1, max_new_tokens=12, batch_size=1
+        )
         assert answer == [expected]
 
 

@@ -7,6 +7,7 @@ import sys
 
 from ract.cli.app import app
 from ract.errors import RactError
+from ract.runtime.machine import calm_environment
 
 # Each module adds its commands to the app when it is imported; none of them imports torch.
 from ract.cli import plans, models, evaluate, compare, text, export, compress  # noqa: F401  isort: skip
@@ -14,7 +15,7 @@ from ract.cli import plans, models, evaluate, compare, text, export, compress  #
 
 def main() -> None:
     """Run one command. Exit code 0: success, 1: failure, 2: bad input, 130: stopped by the user."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.update(calm_environment())
     try:
         app()
     except RactError as error:

@@ -1,14 +1,14 @@
-"""The tokenizers of a Marian checkpoint (OPUS-MT) as ``tokenizer.json``: its SentencePiece files are two, its ids a third.
+"""The tokenizers of a Marian checkpoint (OPUS-MT) as ``tokenizer.json``: two SentencePiece files and a list of numbers.
 
 Such a checkpoint reads with ``source.spm``, writes with ``target.spm`` and numbers the pieces of both by ``vocab.json``
 (``MarianTokenizer`` in transformers, which needs the sentencepiece package wherever the model is used). Here each side
-becomes a Unigram model (Kudo 2018) over the numbers of ``vocab.json``: the same numbers for the same text. A piece that only the other side knows stands behind a mark, so that no text can match it, and is written without the mark; single
+becomes a Unigram model (Kudo 2018) over the numbers of ``vocab.json``: the same numbers for the same text. A piece that
+only the other side knows stands behind a mark, so that no text can match it, and is written without the mark; single
 characters are read, as ``MarianTokenizer`` looks them up too (it makes one unknown token of several in a row).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,9 @@ def _unigram(directory: Path, side: str) -> Tokenizer:
         from transformers.convert_slow_tokenizer import SpmConverter
     for name in (SOURCE, TARGET, NUMBERS):
         if not (directory / name).is_file():
-            raise BadInput(f"{directory} has no {name}, which its tokenizer is made of", "Copy the whole checkpoint again")
+            raise BadInput(
+                f"{directory} has no {name}, which its tokenizer is made of", "Copy the whole checkpoint again"
+            )
     try:
         converter = SpmConverter(SimpleNamespace(vocab_file=str(directory / side), add_prefix_space=True))
     except Exception as error:  # the protobuf library raises its own

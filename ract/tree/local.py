@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ract.errors import BadInput, RactError
+from ract.runtime.machine import calm_environment
 from ract.tree.job import Job
 
 
@@ -107,7 +107,7 @@ class _Worker:
                 stderr=output,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+                env=calm_environment(),
                 start_new_session=True,  # a Ctrl-C reaches the build alone, which then ends its workers in order
             )
         self.listener = threading.Thread(target=self._listen, args=(events,), daemon=True)

@@ -10,7 +10,7 @@ from ract.checkpoint.directory import write_text
 from ract.cost import machine_memory_bytes
 from ract.errors import BadInput
 from ract.plan.graph import Graph, Node
-from ract.runtime.machine import cache_folder, fingerprint, processors
+from ract.runtime.machine import cache_folder, calm_environment, fingerprint, processors
 
 _SHARE_OF_MEMORY = 0.85
 
@@ -75,9 +75,8 @@ def training_speed(threads: int, *, measure: bool = True) -> dict[str, float] | 
         return json.loads(file.read_text(encoding="utf-8"))
     if not measure:
         return None
-    done = subprocess.run(
-        [sys.executable, "-m", "ract.train.calibrate", str(threads)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "ract.train.calibrate", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=calm_environment())
     if done.returncode != 0:
         return None
     speeds = json.loads(done.stdout.strip().splitlines()[-1])
