@@ -1,0 +1,63 @@
+"""The comparison with nanoGPT: its output is read, ours gets a budget, and both are measured on the same text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.recipe_corpora import SPLITS
+from benchmarks.recipe_nanogpt import CPU_SETTINGS, _ours, run_nanogpt
+from ract.errors import BadInput, RactError
+from tests.plans import write_text_corpus
+
+_TRAIN = """import sys
+print("number of parameters: 0.80M")
+print("step 0: train loss 4.2, val loss 4.1")
+print("step 250: train loss 1.9, val loss 1.95")
+print("step 500: train loss 1.8, val loss 1.97")
+print(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    sizes = {"train": 300, "valid": 40, "test": 40}
+    return {split: write_text_corpus(tmp_path / f"{split}.txt", documents=sizes[split]) for split in SPLITS}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder laid out as nanoGPT is, with scripts that print what its own print."""
+    prepare = tmp_path / "nanogpt" / "data" / "shakespeare_char" / "prepare.py"
+    prepare.parent.mkdir(parents=True)
+    prepare.write_text("assert open(__file__.replace('prepare.py', 'input.txt')).read()\n", encoding="utf-8")
+    (tmp_path / "nanogpt" / "train.py").write_text(_TRAIN, encoding="utf-8")
+    return tmp_path / "nanogpt"
+
+
+def test_its_best_loss_is_read_and_the_whole_text_given(checkout: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    found = run_nanogpt(checkout, files, tmp_path)
+    assert (found["nats_per_character"], found["parameters"]) == (1.95, 800_000)
+    given = (checkout / "data" / "shakespeare_char" / "input.txt").read_text(encoding="utf-8")
+    assert given == "".join(files[split].read_text(encoding="utf-8") for split in SPLITS)
+    assert "--n_embd=128" in CPU_SETTINGS and "--device=cpu" in CPU_SETTINGS
+
+
+def test_another_folder_and_a_failing_script_are_explained(
+    checkout: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="is no checkout of nanoGPT"):
+        run_nanogpt(tmp_path, files, tmp_path)
+    (checkout / "train.py").write_text("raise SystemExit('no such device')\n", encoding="utf-8")
+    with pytest.raises(RactError, match=r"train\.py of nanoGPT failed: no such device"):
+        run_nanogpt(checkout, files, tmp_path)
+
+
+@pytest.mark.slow
+def test_ours_is_measured_on_text_that_served_no_choice(files: dict[str, Path], tmp_path: Path) -> None:
+    made = _ours("ensemble", 1.0, 2.5e11, files, tmp_path)
+    assert made["flops"] <= 2.5e11 and made["seconds"] > 0
+    assert made["nats_per_character"] < 5.6  # ln 258
+    plan = (tmp_path / "ours-ensemble-1" / "asked.toml").read_text(encoding="utf-8")
+    assert "valid.txt" not in plan and "test.txt" not in plan
