@@ -15,6 +15,9 @@ An engine whose packages want an environment of their own is exported and run by
 ``--add`` the engines asked for are measured beside ``transformers`` again, and join the results that are there as a run
 of their own: every ratio is within one run.
 
+On a machine that is busy with other things, ``--cpu-clock`` counts processor seconds, of one thread: what it would take
+on a quiet one. Memory and faithfulness do not depend on it.
+
 The results are written to ``benchmarks/results/inference.json``; ``--table`` prints them as Markdown.
 """
 
@@ -91,14 +94,16 @@ def _child(python: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def run_of(models: dict[str, Path], engines: Engines, work: Path, rounds: int) -> dict[str, Any]:
-    """All *engines* measured beside ``transformers``, with one thread and with two."""
+def run_of(
+    models: dict[str, Path], engines: Engines, work: Path, rounds: int, counts: tuple[int, ...]
+) -> dict[str, Any]:
+    """All *engines* measured beside ``transformers``, with each of *counts* threads."""
     exports = contenders(models, engines, work)
     return {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "load_before": os.getloadavg()[0],
         "bytes_per_second": _child(sys.executable, "bandwidth")["bytes_per_second"],
-        "timings": {str(n): time_all(models, exports, n, rounds) for n in (1, 2)},
+        "timings": {str(n): time_all(models, exports, n, rounds) for n in counts},
         "exports": {
             name: {key: {k: v for k, v in one.items() if k not in ("directory", "python")} for key, one in made.items()}
             for name, made in exports.items()
@@ -154,6 +159,8 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", help=f"default: {' '.join(ENGINES)}; with --add those of --interpreter")
     parser.add_argument("--interpreter", nargs="+", default=[], metavar="ENGINE=PYTHON", help="the Python that has it")
     parser.add_argument("--add", action="store_true", help="a further run, beside the results that are there")
+    parser.add_argument("--cpu-clock", action="store_true", help="processor seconds, with one thread only")
+    parser.add_argument("--models", nargs="+", metavar="N", type=int, help="only these of the models; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run", type=Path, help="a finished run of a language model")
     parser.add_argument("--work", type=Path, help="where models and exports are kept; default: a temporary folder")
@@ -177,10 +184,13 @@ def _measure(options: argparse.Namespace) -> None:
     results: dict[str, Any] = {"runs": []}
     if options.add:
         results = json.loads(options.out.read_text(encoding="utf-8"))
+    clock = os.environ["RACT_BENCHMARK_CLOCK"] = "cpu" if options.cpu_clock else "wall"
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        results["runs"].append(run_of(prepare(work), engines, work, options.rounds))
+        models = dict(one for n, one in enumerate(prepare(work).items()) if n in (options.models or range(4)))
+        counts = (1,) if options.cpu_clock else (1, 2)
+        results["runs"].append({"clock": clock, **run_of(models, engines, work, options.rounds, counts)})
         if options.run:
             trained = results.setdefault("trained", {"losses": {}})
             trained["losses"] |= losses(options.run, engines, work)

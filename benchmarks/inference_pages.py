@@ -10,7 +10,7 @@ BASELINE = "transformers fp32"
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """The results as Markdown. What was measured again stands with the later run."""
     lines = []
     for name in results["runs"][0]["timings"]["1"]:
         lines += [
@@ -20,7 +20,9 @@ def table(results: dict[str, Any]) -> str:
         ]
         rows: dict[str, str] = {}
         for number, run in enumerate(results["runs"], 1):
-            rows |= _rows(name, run, "" if number == 1 else f" (run {number})")
+            for label, row in _rows(name, run, "" if number == 1 else f" (run {number})"):
+                rows.pop(label, None)
+                rows[label] = row
         lines += rows.values()
     if "trained" in results:
         lines += _trained(results["trained"])
@@ -29,21 +31,23 @@ def table(results: dict[str, Any]) -> str:
 
 def _rows(name: str, run: dict[str, Any], mark: str) -> Iterator[tuple[str, str]]:
     """The rows of the model *name* in one run, by contender; the first is the baseline that they are compared with."""
-    one, two = (run["timings"][str(count)][name] for count in (1, 2))
-    base, base_two = one[BASELINE]["latency_ms"], two[BASELINE]["latency_ms"]
+    if name not in run["exports"]:
+        return
+    one, two = (run["timings"].get(count, {}).get(name, {}) for count in ("1", "2"))
     for contender in [BASELINE, *run["exports"][name]]:
         label = contender + mark * (contender == BASELINE)
         record = run["exports"][name].get(contender, {})
         if "refused" in record:
             yield label, f"| {label} | refused | | | | | | | |"
-        if contender not in one or contender not in two:
+        if contender not in one:
             continue
         here = one[contender]
+        ratios = [f"{t[BASELINE]['latency_ms'] / t[contender]['latency_ms']:.1f}" if t else "–" for t in (one, two)]
         share = here["size_bytes"] / run["bytes_per_second"] * 1000 / here["latency_ms"] if "decoder" in name else None
         yield (
             label,
-            f"| {label} | {here['latency_ms']:.2f} | {base / here['latency_ms']:.1f} | "
-            f"{base_two / two[contender]['latency_ms']:.1f} | {'–' if share is None else f'{share:.0%}'} | "
+            f"| {label} | {here['latency_ms']:.2f} | {ratios[0]} | {ratios[1]} | "
+            f"{'–' if share is None else f'{share:.0%}'} | "
             f"{here['peak_memory_bytes'] / 1e6:.0f} | {here['size_bytes'] / 1e6:.1f} | "
             + (f"{record['kl']:.1e} | {record['top1']:.1%} |" if record else "– | – |"),
         )
