@@ -46,8 +46,10 @@ class _OneToken:
         self.ids, self.seen = np.zeros((rows, 1), np.int64), np.zeros(rows, np.int32)
         self.total, self.first = np.zeros((), np.int32), np.zeros(1, np.int64)
         self.logits = np.zeros((rows, 1, session.get_outputs()[0].shape[2]), np.float32)
-        names = ("input_ids", "seqlens_k", "total_sequence_length", "first")
-        for name, array in zip(names, (self.ids, self.seen, self.total, self.first), strict=True):
+        numbers: dict[str, npt.NDArray[Any]] = {
+            "input_ids": self.ids, "seqlens_k": self.seen, "total_sequence_length": self.total, "first": self.first,
+        }  # fmt: skip
+        for name, array in numbers.items():
             self.binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         shape, place = self.logits.shape, self.logits.ctypes.data
         self.binding.bind_output("logits", "cpu", 0, np.float32, shape, place)
