@@ -104,6 +104,23 @@ def test_what_must_not_be_generated_is_not(models: dict[str, Path], beams: int, 
     assert expected != Translator(models["encoder-decoder"]).translate(LINES, **options)
 
 
+@pytest.mark.parametrize("beams", [1, 4])
+def test_what_must_stand_first_and_last_does(models: dict[str, Path], beams: int, tmp_path: Path) -> None:
+    """As mBART and NLLB name the language first, and BART ends at the limit."""
+    options = {"num_beams": beams, "max_new_tokens": 5, "batch_size": 2}
+    folder = shutil.copytree(models["encoder-decoder"], tmp_path / "model")
+    file = folder / "generation_config.json"
+    given = json.loads(file.read_text())
+    file.write_text(json.dumps({**given, "forced_bos_token_id": 300, "forced_eos_token_id": given["eos_token_id"]}))
+    out = export(folder, tmp_path / "out").path
+    assert (read_manifest(out).first, read_manifest(out).last) == (300, given["eos_token_id"])
+    written = generated(folder, **options)[0].tolist()
+    assert written[1] == 300 and written[5] == given["eos_token_id"]
+    expected = Translator(folder).translate(LINES, **options)
+    assert Translator(out).translate(LINES, **options) == expected
+    assert expected != Translator(models["encoder-decoder"]).translate(LINES, **options)
+
+
 def generated(folder: Path, num_beams: int, max_new_tokens: int, batch_size: int) -> list[Any]:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     given = tokenizer([LINES[0]], return_tensors="pt")

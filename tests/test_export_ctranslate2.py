@@ -156,6 +156,11 @@ def test_its_own_search_finds_what_ours_finds(translator: tuple[Path, Path], bea
     never = [found[0][:1], found[1][1:3]]
     other = engine.search(state, 2, **search, max_new_tokens=12, never=never)
     assert other == beam_search(Stepwise(engine), state, 2, **search, max_new_tokens=12, never=never) != found
+    forced = {"first": 300, "last": engine.manifest.ends[0]}
+    other = engine.search(state, 2, **search, max_new_tokens=12, **forced)
+    ours = beam_search(Stepwise(engine), state, 2, **search, max_new_tokens=12, **forced)
+    assert [engine_.index(300) for engine_ in other] == [0, 0]
+    assert [[t for t in row if t not in engine.manifest.ends] for row in ours] == other
 
 
 def test_what_it_does_not_compute_is_refused(tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ class Source:
         ends = given if isinstance(given, list) else [given, self.tokenizer.eos_token_id]
         begin = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         never = getattr(generation, "bad_words_ids", None) or [] if self.kind == "encoder-decoder" else []
+
+        def forced(which: str) -> int | None:
+            found = getattr(generation, f"forced_{which}_token_id", None) if self.kind == "encoder-decoder" else None
+            return int(found) if isinstance(found, int) else None
+
         labels = tuple(str(config.id2label[i]) for i in range(config.num_labels)) if self.kind == "encoder" else ()
         return Manifest(
             engine=engine,
@@ -59,6 +64,8 @@ class Source:
             target_language=str(getattr(config, "target_language", "") or ""),
             begin=begin if self.kind == "decoder" else None,
             start=getattr(generation, "decoder_start_token_id", None) if self.kind == "encoder-decoder" else None,
+            first=forced("bos"),
+            last=forced("eos"),
             ends=tuple(sorted({int(end) for end in ends if end is not None})) if self.kind != "encoder" else (),
             # As transformers does: what ends a text stays possible.
             never=tuple(tuple(map(int, one)) for one in never if list(one) not in [[end] for end in ends]),

@@ -55,12 +55,15 @@ def beam_search(
     ends: Sequence[int],
     num_beams: int,
     max_new_tokens: int,
+    first: int | None = None,
+    last: int | None = None,
     never: Sequence[Sequence[int]] = (),
 ) -> list[list[int]]:
     """The best translation of each of *sentences*, whose encoder's outputs are the rows of *state*.
 
     A hypothesis is scored by its mean log-probability a token; a sentence is done when none of its running beams can
-    still beat the worst of *num_beams* finished ones. None contains a sequence of tokens that is in *never*.
+    still beat the worst of *num_beams* finished ones. Each begins with *first* and, at the limit, ends with *last*,
+    whatever the model thinks of them; none contains a sequence of tokens that is in *never*.
     """
     beams = num_beams
     state = state.reordered(np.repeat(np.arange(sentences), beams))
@@ -73,8 +76,12 @@ def beam_search(
         logits, state = engine.step(tokens[:, :, -1].reshape(-1, 1), state)
         vocabulary = logits.shape[-1]
         likely = log_softmax(logits.astype(np.float64))
-        for *before, last in never:
-            likely[_ending_with(tokens.reshape(sentences * beams, -1), before), last] = -np.inf
+        for *before, final in never:
+            likely[_ending_with(tokens.reshape(sentences * beams, -1), before), final] = -np.inf
+        forced = last if length == max_new_tokens and last is not None else first if length == 1 else None
+        if forced is not None:
+            likely[:] = -np.inf
+            likely[:, forced] = 0.0
         total = (likely + scores.reshape(-1, 1)).reshape(sentences, -1)
         origin = np.zeros((sentences, beams), dtype=np.int64)
         chosen = np.zeros((sentences, beams), dtype=np.int64)

@@ -40,7 +40,8 @@ class Manifest:
 
     *engine* runs it; *kind* is decoder, encoder or encoder-decoder; *precision* that of its weights; *limit* the most
     tokens it looks at (0: no limit). *labels* are a classifier's classes in order; *start* is the token a translation
-    begins with, *never* the sequences of tokens it must not contain, *ends* the tokens that end a text. *source* is the
+    begins with, *first* one that must follow (the language, for mBART and NLLB), *last* one that must stand at the
+    limit, *never* the sequences of tokens it must not contain, *ends* the tokens that end a text. *source* is the
     content hash of the model directory it was made from, *members* how many models it is an ensemble of, *node* its
     name in the tree, *held_out* what it was measured at.
     """
@@ -56,6 +57,8 @@ class Manifest:
     target_language: str = ""
     begin: int | None = None
     start: int | None = None
+    first: int | None = None
+    last: int | None = None
     ends: tuple[int, ...] = ()
     never: tuple[tuple[int, ...], ...] = ()
     pad: int = 0
@@ -186,6 +189,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "members": _is_number,
     "begin": _is_token,
     "start": _is_token,
+    "first": _is_token,
+    "last": _is_token,
     "labels": _list_of(_is_text),
     "ends": _list_of(_is_number),
     "never": _list_of(lambda one: bool(one) and _list_of(_is_number)(one)),

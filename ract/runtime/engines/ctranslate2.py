@@ -131,18 +131,22 @@ class CTranslate2Model:
         ends: Sequence[int],
         num_beams: int,
         max_new_tokens: int,
+        first: int | None = None,
+        last: int | None = None,
         never: Sequence[Sequence[int]] = (),
     ) -> list[list[int]]:
         """The best translation of each of the *sentences* of *state*, by CTranslate2's own beam search.
 
         As :func:`ract.runtime.beam.beam_search`; what *start* says stands in the model already.
         """
+        prefix = None if first is None else [[self.names[first]]] * sentences
         found = self.model.translate_batch(
             list(state.source[:sentences]),
+            prefix,
             beam_size=num_beams,
             patience=_PATIENCE,
             max_input_length=0,
-            max_decoding_length=max_new_tokens,
+            max_decoding_length=max_new_tokens - (last is not None),  # the last one is no choice
             min_decoding_length=0,
             end_token=list(ends),
             return_end_token=True,

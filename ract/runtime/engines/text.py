@@ -98,6 +98,8 @@ class ExportedTranslator:
                 len(chosen),
                 start=manifest.start or 0,
                 ends=manifest.ends,
+                first=manifest.first,
+                last=manifest.last,
                 never=manifest.never,
                 num_beams=num_beams,
                 max_new_tokens=min(new, self.limit - 1),
