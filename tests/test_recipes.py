@@ -37,7 +37,7 @@ from ract.tree.job import node_keys
 from tests.plans import write_text_corpus
 
 FILES = {split: Path(f"{split}.txt") for split in SPLITS}
-PICO = Setting("data", 300, "1x32", "2x32", ("1x32", "2x32"), 400_000)
+PICO = Setting("data", 300, "1x32", "2x32", ("1x32", "2x32"), 150_000)
 
 
 @pytest.mark.parametrize("corpus", [ENGLISH[0], CHINESE, CHARACTERS, BUILT_IN])
