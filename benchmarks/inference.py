@@ -46,8 +46,12 @@ ENGINES = ("onnx", "gguf", "openvino", "ctranslate2")
 Engines = Mapping[str, str]  # by name the interpreter that has it
 
 
-def contenders(models: dict[str, Path], engines: Engines, work: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each model the exports that could be made: where they are, what runs them, how far from the original."""
+def contenders(
+    models: dict[str, Path], engines: Engines, work: Path, *, ready: bool
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """For each model the exports that could be made (*ready*: those that are there already): where they are, what runs
+    them, how far from the original.
+    """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, directory in models.items():
         found[name] = {}
@@ -55,6 +59,8 @@ def contenders(models: dict[str, Path], engines: Engines, work: Path) -> dict[st
             for precision in PRECISIONS:
                 out = work / f"{directory.name}-{engine}-{precision}"
                 record = out.with_suffix(".json")
+                if ready and not record.is_file():
+                    continue
                 if not record.is_file():
                     print(f"exporting {name}: {engine} {precision}", file=sys.stderr, flush=True)
                     made = _child(python, "export", str(directory), str(out), engine, precision)
@@ -71,6 +77,8 @@ def time_all(
     seen: dict[tuple[str, str], list[dict[str, float]]] = {}
     for number in range(rounds):
         for name, directory in models.items():
+            if all("refused" in record for record in exports[name].values()):
+                continue
             print(f"round {number + 1} of {rounds}, {threads} thread(s): {name}", file=sys.stderr, flush=True)
             values = _child(sys.executable, "baseline", str(directory), str(threads))
             seen.setdefault((name, BASELINE), []).append(values)
@@ -95,10 +103,9 @@ def _child(python: str, *arguments: str) -> dict[str, Any]:
 
 
 def run_of(
-    models: dict[str, Path], engines: Engines, work: Path, rounds: int, counts: tuple[int, ...]
+    models: dict[str, Path], exports: dict[str, dict[str, dict[str, Any]]], rounds: int, counts: tuple[int, ...]
 ) -> dict[str, Any]:
-    """All *engines* measured beside ``transformers``, with each of *counts* threads."""
-    exports = contenders(models, engines, work)
+    """All *exports* measured beside ``transformers``, with each of *counts* threads."""
     return {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "load_before": os.getloadavg()[0],
@@ -161,6 +168,7 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="a further run, beside the results that are there")
     parser.add_argument("--cpu-clock", action="store_true", help="processor seconds, with one thread only")
     parser.add_argument("--models", nargs="+", metavar="N", type=int, help="only these of the models; default: all")
+    parser.add_argument("--ready", action="store_true", help="only what --work holds exported already")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run", type=Path, help="a finished run of a language model")
     parser.add_argument("--work", type=Path, help="where models and exports are kept; default: a temporary folder")
@@ -189,8 +197,9 @@ def _measure(options: argparse.Namespace) -> None:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         models = dict(one for n, one in enumerate(prepare(work).items()) if n in (options.models or range(4)))
+        exports = contenders(models, engines, work, ready=options.ready)
         counts = (1,) if options.cpu_clock else (1, 2)
-        results["runs"].append({"clock": clock, **run_of(models, engines, work, options.rounds, counts)})
+        results["runs"].append({"clock": clock, **run_of(models, exports, options.rounds, counts)})
         if options.run:
             trained = results.setdefault("trained", {"losses": {}})
             trained["losses"] |= losses(options.run, engines, work)
