@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, MarianMTModel, MarianTokenizer
 
@@ -20,7 +21,6 @@ from ract.export.export import export
 from ract.runtime.open import open_engine
 from tests import examples
 
-sentencepiece = pytest.importorskip("sentencepiece")
 ROOT = Path(__file__).parent.parent
 ODD = [
     "",
