@@ -9,13 +9,13 @@ characters are read, as ``MarianTokenizer`` looks them up too (it makes one unkn
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
-from ract.checkpoint.directory import read_json
 from ract.errors import BadInput, needs_extra
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def source_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     with needs_extra("Reading SentencePiece files", "train"):
         from transformers import PreTrainedTokenizerFast
     file = directory / "tokenizer_config.json"
-    config: dict[str, Any] = read_json(file) if file.is_file() else {}
+    config: dict[str, Any] = _read(file) if file.is_file() else {}
     names = {key: _word(config.get(key, default)) for key, default in _NAMES.items()}
     limit = {"model_max_length": config["model_max_length"]} if "model_max_length" in config else {}
     return PreTrainedTokenizerFast(
@@ -54,6 +54,13 @@ def target_side(directory: Path) -> Tokenizer:
 
 
 _NAMES = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{file} is not JSON ({error})", "Copy it again from the checkpoint") from error
 
 
 def _word(token: Any) -> str:
@@ -96,7 +103,7 @@ def _unigram(directory: Path, side: str) -> Tokenizer:
 
 def _numbered(file: Path) -> list[str]:
     """The pieces in the order of their numbers."""
-    found = read_json(file)
+    found: dict[str, int] = _read(file)
     words = sorted(found, key=found.__getitem__)
     if [found[word] for word in words] != list(range(len(words))) or not {"</s>", "<unk>"} <= found.keys():
         problem = f"{file} does not number its pieces from 0 on, or lacks </s> or <unk>"
