@@ -31,6 +31,11 @@ QUICK = {
     "compute": ("single", "stack"),
     "data": ("single", "child-alone", "ensemble", "ensemble-distil"),
 }
+# The built-in corpus is not tuned: its single models take what little text asks for, fewer passes and regularisation.
+QUICK_VALUES = {
+    ("data", "single"): Values(share=0.35, dropout=0.1, weight_decay=0.5),
+    ("data", "child-alone"): Values(share=0.5, dropout=0.1, weight_decay=0.5),
+}
 LEAD = {"compute": "stack", "data": "ensemble-distil"}
 
 
@@ -128,11 +133,11 @@ def tuned(spec: Spec, tuning: Mapping[str, Any]) -> Spec:
     if spec.recipe.startswith("single-") or spec.recipe == "child-alone":
         side = "best-single"
     setting = spec.cell.setting.name
-    keys = [f"{corpus}/{setting}/{side}" for corpus in (spec.cell.tuned_on, ENGLISH[0])]
-    found = next((tuning[key]["values"] for key in keys if key in tuning), None)
-    if found is None:
-        return spec
-    return with_values(spec, values_from(found))
+    own, other = (f"{corpus}/{setting}/{side}" for corpus in (spec.cell.tuned_on, ENGLISH[0]))
+    if own not in tuning and spec.cell.corpus == BUILT_IN:
+        return with_values(spec, QUICK_VALUES.get((setting, spec.recipe), Values()))
+    found = tuning.get(own, tuning.get(other))
+    return spec if found is None else with_values(spec, values_from(found["values"]))
 
 
 def values_from(record: Mapping[str, Any]) -> Values:
