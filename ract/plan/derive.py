@@ -19,7 +19,8 @@ from ract.plan.schema import LevelTable, Plan
 from ract.plan.shapes import leaf_shape, single_shape
 from ract.plan.tables import BranchTable, StageTable, StudentTable, TrainTable
 
-WEIGHTS_TOKENS = 16_384
+# Valid tokens that α is chosen on. A text to classify has a hundred tokens and one label: it takes more of them.
+WEIGHTS_TOKENS = {"next-token": 16_384, "classification": 65_536, "translation": 16_384}
 
 # How stages without a length of their own share a budget of FLOPs: the cheap small models first, most for the last one.
 _SHARE = {"pretrain": 3.0, "leaf": 3.0, "branch": 2.0, "heal": 2.0, "student": 6.0, "last": 13.0}
@@ -175,9 +176,8 @@ class _Builder:
         elif table.method == "ensemble":
             shape = shape.ensembled(table.size)
         weights = tuple(table.weights) if isinstance(table.weights, list) else table.weights
-        spec = AggregateSpec(
-            table.method, weights, table.per, table.weights_tokens or WEIGHTS_TOKENS, table.copies or 1
-        )
+        weights_tokens = table.weights_tokens or WEIGHTS_TOKENS[self.objective]
+        spec = AggregateSpec(table.method, weights, table.per, weights_tokens, table.copies or 1)
         parents = tuple(member.name for member in members)
         node = Node(
             _name(f"level-{level}-{table.method}", path),
