@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from benchmarks.recipe_trees import recipe_named
 from ract.plan.quantities import show_count
@@ -111,8 +111,9 @@ def _curve_figure(cells: Mapping[str, Results]) -> Figure:
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_count(value)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        ticks = [point["flops"] for point in one["curve"]]
+        axes.set_xticks(ticks, [show_count(tick) for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
         axes.set_title(name, fontsize=8)
