@@ -108,6 +108,7 @@ def run_of(
     """All *exports* measured beside ``transformers``, with each of *counts* threads."""
     return {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "rounds": rounds,
         "load_before": os.getloadavg()[0],
         "bytes_per_second": _child(sys.executable, "bandwidth")["bytes_per_second"],
         "timings": {str(n): time_all(models, exports, n, rounds) for n in counts},

@@ -73,6 +73,7 @@ Made by `python -m benchmarks.inference` (its docstring says how) and written he
 - **KL** (nats) and **top-1** are against the fp32 original, on text that the model wrote itself (the classifier: on
   random tokens). The decoders and the translator here have random weights. That does not matter for speed, and makes
   quantization look worse than on trained models: their logits are nearly flat. The trained model is below.
+- **peak MB** is of the whole process; ExecuTorch's has torch in it, which its Python binding needs and a phone does not.
 - **refused**: the format does not take this kind of model, or this precision; the command says why.
 """
 CHINESE = """# 导出的模型：速度、大小、内存、忠实程度
@@ -89,6 +90,7 @@ CHINESE = """# 导出的模型：速度、大小、内存、忠实程度
 - **KL**（奈特）和 **top-1**：以 fp32 原模型为准，在模型自己写的文本上测得（分类器用随机词元）。
   这里的解码器和翻译模型的权重是随机的。这不影响速度，但会使量化显得比训练过的模型更差，因为它们的 logits 几乎是平的。
   训练过的模型在下面。
+- **peak MB** 是整个进程的；ExecuTorch 的进程里有 torch，它的 Python 接口需要，手机上则不需要。
 - **refused**：该格式不支持这种模型或这种精度；命令会说明原因。
 """
 

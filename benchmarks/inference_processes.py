@@ -94,7 +94,7 @@ def export(directory: str, out: str, engine: str, precision: str) -> dict[str, A
     try:
         return write(directory, out, format=engine, precision=precision, force=True).measured  # type: ignore[arg-type]
     except RactError as error:
-        return {"refused": str(error)}
+        return {"refused": str(error).replace(directory, "the model")}
 
 
 def measure(directory: str, threads: str) -> dict[str, Any]:
