@@ -73,7 +73,8 @@ Made by `python -m benchmarks.inference` (its docstring says how) and written he
 - **KL** (nats) and **top-1** are against the fp32 original, on text that the model wrote itself (the classifier: on
   random tokens). The decoders and the translator here have random weights. That does not matter for speed, and makes
   quantization look worse than on trained models: their logits are nearly flat. The trained model is below.
-- **peak MB** is of the whole process; ExecuTorch's has torch in it, which its Python binding needs and a phone does not.
+- **peak MB** is of the whole process; ExecuTorch's has torch in it, which its Python binding needs and a phone does
+  not.
 - **refused**: the format does not take this kind of model, or this precision; the command says why.
 """
 CHINESE = """# 导出的模型：速度、大小、内存、忠实程度
