@@ -52,8 +52,10 @@ corpus `stdlib`, this Python's standard library, needs none).
 WORDS: dict[str, dict[str, str]] = {
     "short": {"en": "In short", "zh": "简而言之"},
     "short_text": {
-        "en": "For each corpus, the recipe of ours that is best on **valid**, against the controls on test.",
-        "zh": "对每个语料，取**验证集**上我们最好的配方，在测试集上与对照比较。",
+        "en": "For each corpus, the recipe of ours that is best on **valid**, against two controls on test: a single "
+        "model of its own final size, and the best single model of any size, each with the same budget.",
+        "zh": "对每个语料，取**验证集**上我们最好的配方，在测试集上与两个对照比较：与其最终大小相同的单个模型，"
+        "以及任意大小中最好的单个模型，预算都相同。",
     },
     "compute": {"en": "Compute-limited", "zh": "算力受限"},
     "data": {"en": "Data-limited", "zh": "数据受限"},
