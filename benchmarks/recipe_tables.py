@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.recipe_corpora import BUILT_IN
 from benchmarks.recipe_matrix import LEAD
 from benchmarks.recipe_results import fit_log
 from benchmarks.recipe_texts import HEAD, WORDS
@@ -130,7 +131,7 @@ def _cell(name: str, one: Results, language: str, scale: float) -> str:
                 show_count(values["flops"]),
                 show_time(values["critical_seconds"]["1"]),
                 show_time(values["critical_seconds"]["4"]),
-                f"`{_command(name, recipe, one['corpus'], scale)}`",
+                f"`{_command(name, recipe, values, scale)}`",
             ]
         )
     head = ["recipe", "what", "parameters", "test", "bits a byte", "seeds", "against single", "against best-single"]
@@ -138,10 +139,12 @@ def _cell(name: str, one: Results, language: str, scale: float) -> str:
     return f"{text}\n\n{_table(head, rows)}"
 
 
-def _command(cell: str, recipe: str, corpus: str, scale: float) -> str:
-    data = "" if corpus == "stdlib" else " --data DATA"
+def _command(cell: str, recipe: str, values: Results, scale: float) -> str:
+    data = "" if cell.startswith(BUILT_IN) else " --data DATA"
     more = "" if scale == 1 else f" --scale {scale:g}"
-    return f"python -m benchmarks.recipes{data}{more} --corpora {corpus} --only {cell}/{recipe}"
+    seeds = [str(run["seed"]) for run in values["runs"]]
+    listed = seeds[0] if len(seeds) == 1 else f"{{{','.join(seeds)}}}"
+    return f"python -m benchmarks.recipes{data}{more} --only {cell}/{recipe}/{listed}"
 
 
 def _depth(found: Results, language: str, heading: str) -> str:

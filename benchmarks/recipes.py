@@ -8,8 +8,9 @@
 Every run takes the same FLOPs by construction: branches, teachers, the search for α and healing are counted, and a
 node that two recipes share is trained once and charged to both. Not counted are the measurements on valid text during
 training (about 5%). FOLDER holds ``lm/NAME/{train,valid,test}.txt``; it is read in place. ``--tune`` first searches the
-values of both sides on valid text, with a seed of its own. Test text is read once a run, after it. Results go to
-``benchmarks/results/recipes.json``, everything else to the work folder. Stop it at will; the same command goes on.
+values of both sides on valid text, with a seed of its own. Test text is read once a run, after it. The results of the
+whole matrix go to ``benchmarks/results/recipes.json``, everything else to the work folder; ``--collect`` writes what is
+finished so far. Stop it at will; the same command goes on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder with the corpora")
     parser.add_argument("--work", type=Path, default=Path("runs/recipes"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: the published results; of --only and --quick: in --work")
     parser.add_argument("--corpora", nargs="+", default=list(CORPORA), help="folders of --data, or stdlib")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--scale", type=float, default=1.0, help="times the budget; above 1 models grow with its root")
@@ -67,15 +68,14 @@ def _carry_out(options: argparse.Namespace) -> int:
     from benchmarks import recipe_results, recipe_schedule, recipe_tables, recipe_tuning
 
     if options.docs:
-        recipe_tables.write_docs(options.out.parent, options.docs)
+        recipe_tables.write_docs(options.out.parent if options.out else RESULTS.parent, options.docs)
         return 0
     if options.nanogpt:
         from benchmarks import recipe_nanogpt
 
-        return recipe_nanogpt.side_by_side(options.nanogpt, options.data, options.work, options.out.parent)
+        return recipe_nanogpt.side_by_side(options.nanogpt, options.data, options.work, RESULTS.parent)
     if options.quick:
         options.corpora, options.seeds = [BUILT_IN], options.seeds[:2]
-        options.out = options.work / "quick.json" if options.out == RESULTS else options.out
     work, data, jobs = options.work, options.data, options.jobs
     if options.tune is not None and not options.list:
         wanted = [s for s in searches(options.corpora, options.scale) if _matches(s.key, options.tune)]
@@ -94,10 +94,18 @@ def _carry_out(options: argparse.Namespace) -> int:
     found = recipe_results.results(records, work, tuning)
     found["scale"] = options.scale
     found["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    out = options.out or _place(options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(recipe_tables.tables(found, "en"))
     return 1 if failed else 0
+
+
+def _place(options: argparse.Namespace) -> Path:
+    """Where results go by default: a part of the matrix never takes the place of what is published."""
+    if options.only or options.quick:
+        return options.work / "results.json"
+    return RESULTS if options.scale == 1 else RESULTS.with_name(f"recipes-x{options.scale:g}.json")
 
 
 def _matches(key: str, patterns: list[str]) -> bool:
