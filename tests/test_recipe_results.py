@@ -15,7 +15,7 @@ from benchmarks.recipe_figures import draw, figure_names
 from benchmarks.recipe_measure import window_losses
 from benchmarks.recipe_results import fit_log, flops_for, makespan, mean_and_spread, paired_bootstrap
 from benchmarks.recipe_tables import PAGES, nanogpt_of, page_text, read_sets, tables
-from benchmarks.recipes import RESULTS
+from benchmarks.recipes import RESULTS, _parser, _place
 from ract.cost import derive_shape
 from ract.data.corpus import CorpusSpec
 from ract.data.tokens import prepare
@@ -170,6 +170,19 @@ def test_figures_are_drawn_for_what_there_is(results: dict[str, Any], tmp_path: 
     assert sorted(file.stem for file in tmp_path.glob("*.svg")) == sorted(names)
     text = page_text([results, tenfold], "en")
     assert "(budget × 10)" in text and "--scale 10" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        ([], RESULTS),
+        (["--scale", "10"], RESULTS.with_name("recipes-x10.json")),
+        (["--only", "stories/data"], Path("w/results.json")),
+        (["--quick"], Path("w/results.json")),
+    ],
+)
+def test_a_part_of_the_matrix_does_not_take_the_place_of_the_published(arguments: list[str], place: Path) -> None:
+    assert _place(_parser().parse_args([*arguments, "--work", "w"])) == place
 
 
 def test_no_results_are_an_error_of_one_line(tmp_path: Path) -> None:
