@@ -1,7 +1,7 @@
 """The corpora and settings of ``benchmarks/recipes.py``: which text, how much of it, which shapes, which budget.
 
 *compute*: the single model of the final size reads less than half of the text once. *data*: a subset so small that the
-budget is some fifteen passes of the single model of the final size, and some eight of each leaf of a distilled
+budget is some twenty passes of the single model of the final size, and some ten of each leaf of a distilled
 ensemble: all of them can be trained to the point where they overfit, and the single model past it.
 """
 
@@ -74,7 +74,7 @@ class Cell:
 _WIDE = ("2x128", "4x128", "8x128", "4x192")
 _COMPUTE = Setting("compute", 2048, "2x128", "8x128", _WIDE, 750_000)
 _SMALL = ("2x96", "4x96", "4x128", "6x160")
-_DATA = Setting("data", 1024, "4x96", "6x160", _SMALL, 800_000, 150_000)
+_DATA = Setting("data", 1024, "4x96", "6x160", _SMALL, 800_000, 100_000)
 
 
 def cell(corpus: str, setting: str, scale: float = 1.0) -> Cell:
@@ -86,17 +86,17 @@ def cell(corpus: str, setting: str, scale: float = 1.0) -> Cell:
     if corpus == CHINESE:
         tuned_on = CHINESE
         compute = replace(_COMPUTE, vocab_size=4096, final_tokens=400_000)
-        found = compute if setting == "compute" else replace(_DATA, vocab_size=2048, subset_bytes=180_000)
+        found = compute if setting == "compute" else replace(_DATA, vocab_size=2048, subset_bytes=120_000)
     elif corpus == CHARACTERS:  # 256 bytes and two special tokens: a vocabulary of characters
         tuned_on = CHARACTERS
         compute = replace(_COMPUTE, vocab_size=258, final_tokens=450_000)
-        found = compute if setting == "compute" else replace(_DATA, vocab_size=258, subset_bytes=60_000)
+        found = compute if setting == "compute" else replace(_DATA, vocab_size=258, subset_bytes=40_000)
     elif corpus == BUILT_IN:  # what the quick run uses
         tuned_on = BUILT_IN
         compute = replace(_COMPUTE, final_tokens=450_000, subset_bytes=6_000_000, final="8x96", leaf="2x96")
         compute = replace(compute, sizes=("2x96", "4x96", "8x96"))
         data = replace(_DATA, final="4x128", leaf="2x96", sizes=("2x96", "4x96", "4x128"), subset_bytes=80_000)
-        found = compute if setting == "compute" else replace(data, final_tokens=600_000)
+        found = compute if setting == "compute" else replace(data, final_tokens=900_000)
     return Cell(corpus, replace(found, scale=scale), tuned_on)
 
 

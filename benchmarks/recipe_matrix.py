@@ -34,8 +34,8 @@ QUICK = {
 # The built-in corpus is not tuned: what would overfit is regularised, and single models spend less of the budget too.
 _REGULAR = Values(dropout=0.1, weight_decay=0.5)
 QUICK_VALUES = {
-    ("data", "single"): replace(_REGULAR, share=0.35),
-    ("data", "child-alone"): replace(_REGULAR, share=0.5),
+    ("data", "single"): replace(_REGULAR, share=0.25),
+    ("data", "child-alone"): replace(_REGULAR, share=0.25),
     ("data", "ensemble"): _REGULAR,
 }
 LEAD = {"compute": "stack", "data": "ensemble-distil"}

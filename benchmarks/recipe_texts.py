@@ -14,7 +14,7 @@ corpus `stdlib`, this Python's standard library, needs none).
 - **Equal cost.** All recipes of a table spend the same FLOPs, counted from the plan: branches, teachers, the search for
   α, healing, and every node left behind on the way. Not counted: measuring the valid loss during training.
 - **compute**: the single model of the final size reads less than half of the text once, recipes that begin small read
-  more of it. **data**: a small subset that the budget lets the single model read about fifteen times, past the point
+  more of it. **data**: a small subset that the budget lets the single model read about twenty times, past the point
   where it overfits (it may choose to spend less).
 - **test** is the loss in nats a token on the whole test text, read once, when a run is over: mean ± standard deviation
   over the seeds. Every choice (α, best weights of a run, tuned values, the size of the best single model) is made on
@@ -38,7 +38,7 @@ corpus `stdlib`, this Python's standard library, needs none).
 - **开销相同。** 同一张表里的所有配方花费相同的 FLOPs，由计划算出：分支、教师、α 的搜索、修复，
   以及途中留下的每个节点都计入。不计入：训练中测量验证损失的开销。
 - **compute**：最终大小的单个模型读不到半遍文本，从小模型开始的配方读得更多。
-  **data**：一个小子集，预算够单个模型读约十五遍，已过了它过拟合的点（它可以选择少花一些）。
+  **data**：一个小子集，预算够单个模型读约二十遍，已过了它过拟合的点（它可以选择少花一些）。
 - **test**：整个测试文本上每个词元的损失（奈特），每次运行结束后只读一次：各种子的平均值 ± 标准差。
   一切选择（α、一次运行中最好的权重、调好的数值、最好单个模型的大小）都在验证集上做。
 - **against** 某个对照：相同种子上测试损失的相对差；负数更好。括号内是对测试窗口重采样 2,000 次的配对自助法 95% 区间：
