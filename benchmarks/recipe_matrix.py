@@ -29,14 +29,13 @@ EXTENDED = {"compute": (ENGLISH[0],), "data": (ENGLISH[0],)}
 CURVE = {"compute": (("single", 0.5), ("single", 2.0), ("stack", 0.6)), "data": ()}
 QUICK = {
     "compute": ("single", "stack"),
-    "data": ("single", "child-alone", "ensemble", "ensemble-distil"),
+    "data": ("single", "child-alone", "ensemble-distil"),
 }
 # The built-in corpus is not tuned: what would overfit is regularised, and single models spend less of the budget too.
 _REGULAR = Values(dropout=0.1, weight_decay=0.5)
 QUICK_VALUES = {
     ("data", "single"): replace(_REGULAR, share=0.25),
     ("data", "child-alone"): replace(_REGULAR, share=0.25),
-    ("data", "ensemble"): _REGULAR,
 }
 LEAD = {"compute": "stack", "data": "ensemble-distil"}
 
