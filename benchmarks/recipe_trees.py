@@ -158,7 +158,15 @@ RECIPES: dict[str, Recipe] = {
     for one in (
         Recipe("single", _single, False, "one model of the final size", "最终大小的单个模型", 1),
         Recipe("best-single", _best_single, False, "the best single model of any size", "任意大小中最好的单个模型", 2),
-        Recipe("child-alone", _child_alone, False, "one leaf, the whole budget", "单个叶子用全部预算", 0, _D),
+        Recipe(
+            "child-alone",
+            _child_alone,
+            False,
+            "one leaf, with the whole budget to spend",
+            "单个叶子，可用全部预算",
+            0,
+            _D,
+        ),
         Recipe("stack", _stack, True, "a leaf, stacked once, healed", "叶子堆叠一次后修复", 3),
         Recipe("one-block", _grow_one_block, False, "one block, grown once to full depth", "单个块一次长到全深", 4, _C),
         Recipe("ensemble", _ensemble, False, "leaves of their own seeds, outputs averaged", "不同种子的叶子取平均", 5),
