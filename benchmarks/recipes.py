@@ -7,10 +7,11 @@
 
 Every run may take the same FLOPs by construction (a single model may choose fewer passes on little text): branches,
 teachers, the search for α and healing are counted, and a node that two recipes share is trained once and charged to
-both. Not counted are the measurements on valid text during training. FOLDER holds ``lm/NAME/{train,valid,test}.txt``; it is read in place. ``--tune`` first searches the
-values of both sides on valid text, with a seed of its own. Test text is read once a run, after it. The results of the
-whole matrix go to ``benchmarks/results/recipes.json``, everything else to the work folder; ``--collect`` writes what is
-finished so far. Stop it at will; the same command goes on.
+both. Not counted are the measurements on valid text during training. FOLDER holds ``lm/NAME/{train,valid,test}.txt``;
+it is read in place. ``--tune`` first searches the values of both sides on valid text, with a seed of its own. Test
+text is read once a run, after it. The results of the whole matrix go to ``benchmarks/results/recipes.json``,
+everything else to the work folder; ``--collect`` writes what is finished so far. Stop it at will; the same command
+goes on.
 """
 
 from __future__ import annotations
