@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-# A thread of OpenMP that waits for another one spins, which on a busy machine takes from it the processor that it needs:
+# A thread of OpenMP that waits for another one spins, and on a busy machine takes from it the processor that it needs:
 # two threads were 3 to 30 times slower than one. After so many turns it sleeps; an idle machine loses nothing.
 _CALM = {"GOMP_SPINCOUNT": "1000", "TOKENIZERS_PARALLELISM": "false"}
 
