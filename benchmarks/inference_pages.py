@@ -76,6 +76,7 @@ Made by `python -m benchmarks.inference` (its docstring says how) and written he
 - **peak MB** is of the whole process; ExecuTorch's has torch in it, which its Python binding needs and a phone does
   not.
 - **refused**: the format does not take this kind of model, or this precision; the command says why.
+- ExecuTorch's memory has torch in it, which its Python binding needs; a C++ program does without.
 """
 CHINESE = """# 导出的模型：速度、大小、内存、忠实程度
 
@@ -93,6 +94,7 @@ CHINESE = """# 导出的模型：速度、大小、内存、忠实程度
   训练过的模型在下面。
 - **peak MB** 是整个进程的；ExecuTorch 的进程里有 torch，它的 Python 接口需要，手机上则不需要。
 - **refused**：该格式不支持这种模型或这种精度；命令会说明原因。
+- ExecuTorch 的内存包含其 Python 绑定所需的 torch；C++ 程序不需要它。
 """
 
 
