@@ -15,6 +15,7 @@ from ract.model.compact_encoder import new_encoder, new_encoder_decoder
 from ract.model.origin import TaskLabels
 from ract.plan.graph import ModelSettings
 from tests import examples
+from tests.text_models import byte_level_model
 
 SETTINGS = ModelSettings(64, 0.0)
 
@@ -39,6 +40,16 @@ def ensemble(folder: Path, members: list[Path]) -> Path:
     """*members* side by side."""
     aggregate(members, folder, method="ensemble")
     return folder
+
+
+def of_every_kind(folder: Path) -> dict[str, Path]:
+    """A decoder, a classifier and a translator below *folder*, by what ``ract export`` calls them."""
+    reviews, pairs = reviews_and_pairs(folder)
+    return {
+        "decoder": byte_level_model(folder / "decoder"),
+        "encoder": classifier(folder / "encoder", reviews),
+        "encoder-decoder": translator(folder / "both", pairs),
+    }
 
 
 def reviews_and_pairs(folder: Path) -> tuple[Examples, Examples]:

@@ -15,17 +15,8 @@ from ract.errors import BadInput
 from ract.runtime import manifest as module
 from ract.runtime.engines.base import open_graphs
 from ract.runtime.manifest import HeldOut, Manifest, read_manifest, write_manifest
+from tests.formats import EACH, FORMATS
 
-FORMATS = {
-    "onnx": "onnxruntime",
-    "openvino": "openvino",
-    "gguf": "llama_cpp",
-    "ctranslate2": "ctranslate2",
-    "litert": "litert_torch",
-    "executorch": "executorch",
-}
-WARNING = ("litert", "executorch")  # converters that warn of their own parts
-EACH = [pytest.param(f, marks=pytest.mark.filterwarnings("ignore") if f in WARNING else ()) for f in FORMATS]
 FLIPS = 200
 
 

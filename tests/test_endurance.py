@@ -11,18 +11,9 @@ import pytest
 
 from ract.export.export import export
 from ract.runtime.generate import TextGenerator
+from tests.formats import EACH, FORMATS
 
 pytestmark = pytest.mark.slow
-FORMATS = {
-    "onnx": "onnxruntime",
-    "openvino": "openvino",
-    "gguf": "llama_cpp",
-    "ctranslate2": "ctranslate2",
-    "litert": "litert_torch",
-    "executorch": "executorch",
-}
-WARNING = ("litert", "executorch")  # converters that warn of their own parts
-EACH = [pytest.param(f, marks=pytest.mark.filterwarnings("ignore") if f in WARNING else ()) for f in FORMATS]
 ANIMALS = ("cat", "dog", "bird", "fish", "cow", "fox", "bee", "ant")
 PROMPTS = [f"Once upon a time there was a {animal}" for animal in ANIMALS]
 TOKENS = 8

@@ -20,7 +20,6 @@ from ract.runtime.generate import TextGenerator
 from ract.runtime.manifest import read_manifest
 from ract.runtime.translate import Translator
 from tests import task_models
-from tests.text_models import byte_level_model
 
 pytestmark = pytest.mark.slow  # tracing three models takes half a minute
 TEXTS = ["the lovely old film", "", "dull 🙂 שלום", "house " * 80]
@@ -30,13 +29,7 @@ PROMPT = "def read_json(path):"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    reviews, pairs = task_models.reviews_and_pairs(folder)
-    return {
-        "decoder": byte_level_model(folder / "decoder"),
-        "encoder": task_models.classifier(folder / "encoder", reviews),
-        "encoder-decoder": task_models.translator(folder / "both", pairs),
-    }
+    return task_models.of_every_kind(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -30,13 +30,7 @@ def _converter() -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    reviews, pairs = task_models.reviews_and_pairs(folder)
-    return {
-        "decoder": byte_level_model(folder / "decoder"),
-        "encoder": task_models.classifier(folder / "encoder", reviews),
-        "encoder-decoder": task_models.translator(folder / "both", pairs),
-    }
+    return task_models.of_every_kind(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from ract.runtime.classify import TextClassifier
 from ract.runtime.generate import TextGenerator
 from ract.runtime.translate import Translator
 from tests import task_models
-from tests.text_models import byte_level_model
 
 pytest.importorskip("openvino")
 pytestmark = pytest.mark.slow  # tracing a model takes ten seconds and more
@@ -26,13 +25,7 @@ LINES = ["the old dog", "", "the new house and the red film. the big tree."]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    reviews, pairs = task_models.reviews_and_pairs(folder)
-    return {
-        "decoder": byte_level_model(folder / "decoder"),
-        "encoder": task_models.classifier(folder / "encoder", reviews),
-        "encoder-decoder": task_models.translator(folder / "both", pairs),
-    }
+    return task_models.of_every_kind(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -6,24 +6,21 @@ Its Python binding, unlike its C++ library and those of Android and iOS, needs t
 from __future__ import annotations
 
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401 - registers the operators of quantized embeddings
-import numpy as np
 import torch
 from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 from executorch.runtime import Runtime
 
 from ract.errors import BadInput
 from ract.runtime.engines.base import Floats, Ids
-from ract.runtime.engines.fixed import FixedDecoder, Numbers, State, filled_up, muted
-from ract.runtime.manifest import Manifest, read_manifest
+from ract.runtime.engines.fixed import FixedDecoder, FixedModel, Numbers, filled_up, muted
 
 FILE_NAME = "model.pte"
 
 
-class ExecuTorchModel:
+class ExecuTorchModel(FixedModel):
     """An exported model, loaded. *threads* (0: ExecuTorch's own choice) are those of all programs in this process.
 
     The graphs are for one text: rows run one after another, and callers of other threads wait. Raises BadInput for a
@@ -31,8 +28,7 @@ class ExecuTorchModel:
     """
 
     def __init__(self, directory: str | Path, *, threads: int = 1, verify: bool = True) -> None:
-        self.directory = Path(directory)
-        self.manifest: Manifest = read_manifest(self.directory, verify=verify)
+        super().__init__(directory, verify=verify)
         file = self.directory / FILE_NAME
         if not file.is_file():
             raise BadInput(f"{file} is missing", "Export the model again")
@@ -46,34 +42,15 @@ class ExecuTorchModel:
             reason = " ".join(str(error).split())[:200]
             problem = f"{file} is not a program that ExecuTorch opens ({reason})"
             raise BadInput(problem, "Export the model again") from error
-        self._lock = Lock()
         if self.manifest.kind == "decoder":
             self._decoder = _Decoder(graphs["decode"], graphs["prefill"])
         else:
             self._lengths = {int(name.rpartition("_")[2]): graph for name, graph in graphs.items()}
 
-    def logits(self, ids: Ids, mask: Ids) -> Floats:
-        """A classifier's logits (rows, classes) for *ids* (rows, tokens) where *mask* is 1."""
-        with self._lock:
-            return np.concatenate([self._classified(*row) for row in zip(ids, mask, strict=True)])
-
     def _classified(self, ids: Ids, mask: Ids) -> Floats:
         given = filled_up(ids, mask, list(self._lengths), self.manifest.pad)
         graph: Any = self._lengths[given[0].shape[1]]
         return graph.execute([torch.from_numpy(one).long() for one in given])[0].numpy()
-
-    def begin(self, ids: Ids | None = None, mask: Ids | None = None) -> State:
-        """The state before the first token."""
-        return State()
-
-    def step(self, ids: Ids, state: State) -> tuple[Floats, State]:
-        """Logits (rows, vocabulary) after the last of *ids* (rows, new tokens), and the state that has seen them."""
-        logits, grown = self.scores(ids, state)
-        return logits[:, -1], grown
-
-    def scores(self, ids: Ids, state: State) -> tuple[Floats, State]:
-        """As :meth:`step`, with the logits after every one of *ids*: (rows, new tokens, vocabulary)."""
-        return self._decoder.scores(ids, state)
 
 
 class _Decoder(FixedDecoder):

@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
 from ract.runtime.engines.base import Floats, Ids
+from ract.runtime.manifest import Manifest, read_manifest
 
 Numbers = npt.NDArray[np.int32]
 _ONE_BY_ONE = 8  # so many tokens take about as long one by one as a whole block
@@ -123,6 +125,42 @@ class FixedDecoder(ABC):
             else:
                 view[:, start : memory.filled] = new.swapaxes(0, 1)
         self._loaded, self._written = memory, memory.filled
+
+
+class FixedModel(ABC):
+    """An exported model whose graphs are for one text: rows run one after another, and callers of other threads wait.
+
+    Its constructor sets ``_decoder`` where it is one. Raises BadInput for a damaged manifest or, with *verify*, file.
+    """
+
+    _decoder: FixedDecoder
+
+    def __init__(self, directory: str | Path, *, verify: bool) -> None:
+        self.directory = Path(directory)
+        self.manifest: Manifest = read_manifest(self.directory, verify=verify)
+        self._lock = Lock()
+
+    def logits(self, ids: Ids, mask: Ids) -> Floats:
+        """A classifier's logits (rows, classes) for *ids* (rows, tokens) where *mask* is 1."""
+        with self._lock:
+            return np.concatenate([self._classified(*row) for row in zip(ids, mask, strict=True)])
+
+    @abstractmethod
+    def _classified(self, ids: Ids, mask: Ids) -> Floats:
+        """The logits (1, classes) of one text, *ids* and *mask* (tokens,)."""
+
+    def begin(self, ids: Ids | None = None, mask: Ids | None = None) -> State:
+        """The state before the first token."""
+        return State()
+
+    def step(self, ids: Ids, state: State) -> tuple[Floats, State]:
+        """Logits (rows, vocabulary) after the last of *ids* (rows, new tokens), and the state that has seen them."""
+        logits, grown = self.scores(ids, state)
+        return logits[:, -1], grown
+
+    def scores(self, ids: Ids, state: State) -> tuple[Floats, State]:
+        """As :meth:`step`, with the logits after every one of *ids*: (rows, new tokens, vocabulary)."""
+        return self._decoder.scores(ids, state)
 
 
 @contextmanager

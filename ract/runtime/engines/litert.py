@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from ract.errors import BadInput
 from ract.runtime.engines.base import Floats, Ids
-from ract.runtime.engines.fixed import FixedDecoder, Numbers, State, filled_up, muted
-from ract.runtime.manifest import Manifest, read_manifest
+from ract.runtime.engines.fixed import FixedDecoder, FixedModel, Numbers, filled_up, muted
 
 FILE_NAME = "model.tflite"
 
 
-class LiteRtModel:
+class LiteRtModel(FixedModel):
     """An exported model, loaded. *threads* of one operation (0: as many as there are processors).
 
     The graphs are for one text: rows run one after another, and callers of other threads wait. Raises BadInput for a
@@ -25,8 +23,7 @@ class LiteRtModel:
     """
 
     def __init__(self, directory: str | Path, *, threads: int = 1, verify: bool = True) -> None:
-        self.directory = Path(directory)
-        self.manifest: Manifest = read_manifest(self.directory, verify=verify)
+        super().__init__(directory, verify=verify)
         file = self.directory / FILE_NAME
         if not file.is_file():
             raise BadInput(f"{file} is missing", "Export the model again")
@@ -37,34 +34,15 @@ class LiteRtModel:
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise BadInput(f"{file} is not a graph that LiteRT opens ({reason})", "Export the model again") from error
-        self._lock = Lock()
         if self.manifest.kind == "decoder":
             self._decoder = _Decoder(self._interpreter)
         else:
             self._lengths = sorted(int(name.rpartition("_")[2]) for name in self._interpreter.get_signature_list())
 
-    def logits(self, ids: Ids, mask: Ids) -> Floats:
-        """A classifier's logits (rows, classes) for *ids* (rows, tokens) where *mask* is 1."""
-        with self._lock:
-            return np.concatenate([self._classified(*row) for row in zip(ids, mask, strict=True)])
-
     def _classified(self, ids: Ids, mask: Ids) -> Floats:
         given = filled_up(ids, mask, self._lengths, self.manifest.pad)
         graph = self._interpreter.get_signature_runner(f"classify_{given[0].shape[1]}")
         return graph(input_ids=given[0], attention_mask=given[1])["logits"]
-
-    def begin(self, ids: Ids | None = None, mask: Ids | None = None) -> State:
-        """The state before the first token."""
-        return State()
-
-    def step(self, ids: Ids, state: State) -> tuple[Floats, State]:
-        """Logits (rows, vocabulary) after the last of *ids* (rows, new tokens), and the state that has seen them."""
-        logits, grown = self.scores(ids, state)
-        return logits[:, -1], grown
-
-    def scores(self, ids: Ids, state: State) -> tuple[Floats, State]:
-        """As :meth:`step`, with the logits after every one of *ids*: (rows, new tokens, vocabulary)."""
-        return self._decoder.scores(ids, state)
 
 
 class _Decoder(FixedDecoder):
