@@ -53,11 +53,12 @@ def _rows(found: Results, setting: str) -> list[tuple[str, bool, Results]]:
 
 
 def _differences(rows: Sequence[tuple[str, bool, Results]]) -> Figure:
-    """Relative difference of the test loss to both controls with its interval, a line for each recipe."""
+    """Relative difference of the test loss to each control that was run, with its interval, a line for each recipe."""
     height = len(rows) * _ROW
     figure = new_figure(_WIDTH, height + 0.9)
     width = (_WIDTH - _LEFT - _RIGHT - 0.3) / 2
-    for column, control in enumerate(_CONTROLS):
+    run = [control for control in _CONTROLS if any(control in values["against"] for _, _, values in rows)]
+    for column, control in enumerate(run):
         axes = axes_at(figure, _LEFT + column * (width + 0.3), 0.5, width, height)
         for number, (_, ours, values) in enumerate(rows):
             against = values["against"].get(control)
