@@ -21,11 +21,12 @@ SEEDS = (0, 1, 2)
 TUNING_SEED = 100
 CORPORA = (*ENGLISH[:4], CHARACTERS, CHINESE)
 CORE = {
-    "compute": ("single", "best-single", "stack"),
+    "compute": ("single", "best-single", "stack", "best-stack"),
     "data": ("single", "best-single", "child-alone", "ensemble", "ensemble-distil"),
 }
-# Where the other recipes run too, and the budgets at which the single model is trained anew for its curve.
+# Where the other recipes run too, and where and at which budgets runs are made anew for a curve.
 EXTENDED = {"compute": (ENGLISH[0],), "data": (ENGLISH[0],)}
+CURVED = (ENGLISH[0], CHINESE)
 CURVE = {"compute": (("single", 0.5), ("single", 2.0), ("stack", 0.6)), "data": ()}
 QUICK = {
     "compute": ("single", "stack"),
@@ -37,7 +38,7 @@ QUICK_VALUES = {
     ("data", "single"): replace(_REGULAR, share=0.25),
     ("data", "child-alone"): replace(_REGULAR, share=0.25),
 }
-LEAD = {"compute": "stack", "data": "ensemble-distil"}
+LEAD = {"compute": "best-stack", "data": "ensemble-distil"}
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,18 @@ _GRID = {
 def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
     """The searches for the classes of *corpora*: both controls and ours with the same grid, in each setting.
 
-    What little text allows besides: the single models choose how much of the budget they spend (their epochs), an
-    ensemble how many members share it.
+    Both sides choose their final size where the control may. On little text, single models choose how much of the
+    budget they spend (their epochs) and an ensemble how many members share it; with much, a stack chooses its moment.
     """
     for setting in SETTINGS:
         for corpus in dict.fromkeys(cell(name, setting).tuned_on for name in corpora):
             place, grid = cell(corpus, setting, scale), _GRID[setting]
             epochs = (("share", (1.0, 0.5, 0.25)),) if setting == "data" else ()
-            members = (("members", (4, 2, 8)),) if setting == "data" else ()
+            sizes = ("size", place.setting.sizes)
+            own = (("members", (4, 2, 8)),) if setting == "data" else (sizes, ("grow_at", (0.35, 0.55)))
             yield Search(place, "single", (*epochs, *grid))
-            yield Search(place, "best-single", (("size", place.setting.sizes), *epochs, *grid))
-            yield Search(place, "ours", (*members, *grid))
+            yield Search(place, "best-single", (sizes, *epochs, *grid))
+            yield Search(place, "ours", (*own, *grid))
 
 
 def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterator[Spec]:
@@ -97,7 +99,7 @@ def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterat
                 more = [name for name, one in RECIPES.items() if extended and setting in one.settings]
                 for name in dict.fromkeys([*core, *more]):
                     yield Spec(place, name, seed)
-                if number == 0 and corpus != BUILT_IN:
+                if number == 0 and corpus in CURVED:
                     for name, fraction in CURVE[setting]:
                         yield Spec(place, name, seed, fraction=fraction)
 

@@ -97,7 +97,7 @@ def _short(found: Results, language: str, heading: str) -> str:
 
 def control_one(recipes: Mapping[str, Results], name: str) -> str:
     """Control 1 of the recipe *name*: the single model nearest to its final size, whose inference costs the same."""
-    sizes = {one: recipes[one]["parameters"] for one in ("single", "child-alone") if one in recipes}
+    sizes = {one: recipes[one]["parameters"] for one in ("single", "child-alone", "best-single") if one in recipes}
     return min(sizes, key=lambda one: abs(math.log(sizes[one] / recipes[name]["parameters"])), default="single")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.recipe_corpora import Setting, parse_shape
@@ -15,7 +15,8 @@ from ract.errors import BadInput, nearest
 class Values:
     """What is tuned. *share* is the part of the budget that is spent: fewer epochs may be better on little text.
 
-    *members* is the number of an ensemble's leaves, *size* the shape of the best single model ("" where not searched).
+    *members* is the number of an ensemble's leaves, *size* the final shape where it is free ("" where not searched),
+    *grow_at* the part of the budget after which a leaf is stacked.
     """
 
     lr: float = 3e-3
@@ -25,6 +26,7 @@ class Values:
     share: float = 1.0
     members: int = 4
     size: str = ""
+    grow_at: float = 0.35
 
     def label(self) -> str:
         """The values in a file name."""
@@ -70,11 +72,15 @@ def _child_alone(setting: Setting, values: Values) -> Tree:
 
 def _stack(setting: Setting, values: Values) -> Tree:
     copies = _hops(setting)[0]
-    return _grown(setting, (copies,), (0.35, 0.65))
+    return _grown(setting, (copies,), (values.grow_at, 1 - values.grow_at))
+
+
+def _best_stack(setting: Setting, values: Values) -> Tree:
+    return _stack(replace(setting, final=values.size or setting.final), values)
 
 
 def _grow_one_block(setting: Setting, values: Values) -> Tree:
-    return _grown(setting, (parse_shape(setting.final)[0],), (0.35, 0.65))
+    return _grown(setting, (parse_shape(setting.final)[0],), (values.grow_at, 1 - values.grow_at))
 
 
 def _two_hops(setting: Setting, values: Values) -> Tree:
@@ -168,6 +174,7 @@ RECIPES: dict[str, Recipe] = {
             _D,
         ),
         Recipe("stack", _stack, True, "a leaf, stacked once, healed", "叶子堆叠一次后修复", 3),
+        Recipe("best-stack", _best_stack, True, "stacked once, the final size chosen", "堆叠一次，最终大小可选", 0, _C),
         Recipe("one-block", _grow_one_block, False, "one block, grown once to full depth", "单个块一次长到全深", 4, _C),
         Recipe("ensemble", _ensemble, False, "leaves of their own seeds, outputs averaged", "不同种子的叶子取平均", 5),
         Recipe("merge", _merge, False, "branches of the final size, merged", "最终大小的分支合并", 6),

@@ -81,7 +81,8 @@ def test_the_matrix_has_what_was_asked_for() -> None:
     names = [spec.name for spec in matrix(CORPORA, (0, 1), 1.0)]
     assert len(names) == len(set(names))
     for corpus in CORPORA:
-        assert {f"{corpus}/compute/stack/0", f"{corpus}/data/best-single/1", f"{corpus}/compute/single@2/0"} < {*names}
+        assert {f"{corpus}/compute/stack/0", f"{corpus}/compute/best-stack/0", f"{corpus}/data/best-single/1"} < {*names}
+    assert "wikipedia/compute/single@2/0" in names and "stories/compute/single@2/0" not in names
     assert "wikipedia/data/students/1" in names and "stories/data/students/1" not in names
 
 
@@ -118,7 +119,10 @@ def test_both_sides_are_tuned_over_the_same_grid() -> None:
         for key, options in sides["single"].items():
             assert sides["best-single"][key] == options
             assert sides["ours"].get(key, options) == options
-        assert len(sides["ours"]) == len(sides["single"])
+        # A stack chooses its size, as the control does, and its moment; an ensemble its members, where others choose
+        # how many passes they make.
+        assert {*sides["ours"]} - {*sides["best-single"]} == {"grow_at" if setting == "compute" else "members"}
+        assert ("size" in sides["ours"]) == (setting == "compute")
 
 
 def test_a_subset_is_the_same_everywhere_and_comes_from_all_over(tmp_path: Path) -> None:

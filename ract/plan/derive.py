@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
 
 from ract.cost import AnyShape, EncoderShape, Shape
 from ract.errors import BadInput
-from ract.plan.defaults import FINAL_DECAY, TOKENS_PER_PARAMETER, default_epochs, values_for, whole_steps
+from ract.plan.defaults import FINAL_DECAY, values_for, whole_steps
 from ract.plan.graph import AggregateSpec, DataSize, Graph, Node, Origin, TrainSpec
+from ract.plan.lengths import Lengths
 from ract.plan.levels import levels
 from ract.plan.schema import LevelTable, Plan
 from ract.plan.shapes import leaf_shape, single_shape
-from ract.plan.tables import BranchTable, StageTable, StudentTable, TrainTable
+from ract.plan.tables import StageTable, StudentTable, TrainTable
 
 # Valid tokens that α is chosen on. A text to classify has a hundred tokens and one label: it takes more of them.
 WEIGHTS_TOKENS = {"next-token": 16_384, "classification": 65_536, "translation": 16_384}
 
-# How stages without a length of their own share a budget of FLOPs: the cheap small models first, most for the last one.
-_SHARE = {"pretrain": 3.0, "leaf": 3.0, "branch": 2.0, "heal": 2.0, "student": 6.0, "last": 13.0}
 _OBJECTIVE = {
     "language-modeling": "next-token",
     "classification": "classification",
@@ -36,19 +34,24 @@ def build_graph(plan: Plan, size: DataSize | int, origin: Origin | None = None) 
 
     *origin* is the checkpoint that the plan names as its leaf, if it does.
     """
-    builder = _Builder(plan, size if isinstance(size, DataSize) else DataSize(size), origin)
-    final = builder.node_of(len(builder.levels), ())
-    graph = Graph(tuple(builder.nodes), final.name, None)
+    size = size if isinstance(size, DataSize) else DataSize(size)
+    flops = plan.budget.flops if plan.budget else None
+    builder = _Builder(plan, size, origin, flops)
+    graph = builder.graph()
+    searches = sum(graph.own_flops(node.name) for node in graph if node.aggregate)
+    if flops and searches:  # what the searches for α take does not depend on any length: training gets the rest
+        builder = _Builder(plan, size, origin, max(0.0, flops - searches))
+        graph = builder.graph()
     if not plan.baseline.enabled or not builder.levels:
         return graph
     baseline = builder.baseline(graph)
-    return Graph(tuple(builder.nodes), final.name, baseline.name)
+    return Graph(tuple(builder.nodes), graph.final, baseline.name)
 
 
 class _Builder:
     """Walks the levels from the top and lists nodes from the bottom. *path* tells whole trees of a level apart."""
 
-    def __init__(self, plan: Plan, size: DataSize, origin: Origin | None) -> None:
+    def __init__(self, plan: Plan, size: DataSize, origin: Origin | None, flops: float | None) -> None:
         self.plan, self.size, self.origin = plan, size, origin
         self.levels = levels(plan)
         self.objective = _OBJECTIVE[plan.data.task]
@@ -56,18 +59,12 @@ class _Builder:
         self.nodes: list[Node] = []
         self.shared: dict[int, Node] = {}  # level → the teacher of all its students
         self.read: dict[str, int] = {}  # tokens that a node and its ancestors have read
-        last_heal = bool(self.levels) and self.levels[-1].heal is not None
-        self.shares = (
-            (_SHARE["pretrain"] if plan.compact.pretrain else 0.0)
-            + _SHARE["leaf"]
-            + sum(
-                (_SHARE["branch"] if level.branch else 0.0)
-                + (_SHARE["heal"] if level.heal else 0.0)
-                + (_SHARE["student"] if level.method == "distill" else 0.0)
-                for level in self.levels
-            )
-            + (_SHARE["last"] - _SHARE["heal"] if last_heal else 0.0)
-        )
+        self.lengths = Lengths(plan, self.levels, size, flops, fine_tuning=origin is not None)
+
+    def graph(self) -> Graph:
+        """The tree, without a baseline."""
+        final = self.node_of(len(self.levels), ())
+        return Graph(tuple(self.nodes), final.name, None)
 
     def node_of(self, level: int, path: tuple[int, ...]) -> Node:
         if level == 0:
@@ -112,7 +109,8 @@ class _Builder:
         start = self._start(self.leaf)
         stage = table.student or StudentTable()
         seed = self._seed(path) + 1_000_003 * level  # not one of the seeds that the teachers began with
-        spec = self._spec(stage, self.leaf, "student", last=not self._trained_above(level), among=self._trees(level))
+        last = not self._trained_above(level)
+        spec = self._spec(stage, self.leaf, "student", last=last, among=self._trees(level), teachers=(teacher,))
         spec = replace(spec, distill=stage.distill, temperature=stage.temperature, order_seed=seed)
         return self._add(
             Node(
@@ -195,7 +193,9 @@ class _Builder:
         assert heal is not None
         last = not self._trained_above(level)
         share = "last" if level == len(self.levels) else "heal"
-        spec = self._spec(heal, aggregated.shape, share, last=last, among=self._trees(level))
+        teachers = aggregated.parents if heal.distill > 0 else ()
+        taught = tuple(map(self._node, teachers))
+        spec = self._spec(heal, aggregated.shape, share, last=last, among=self._trees(level), teachers=taught)
         spec = replace(
             spec,
             distill=heal.distill,
@@ -203,7 +203,6 @@ class _Builder:
             start_tokens=self.read[aggregated.name],
             order_seed=self._seed(path),
         )
-        teachers = aggregated.parents if heal.distill > 0 else ()
         name = _name(f"level-{level}-heal", path)
         node = Node(
             name, level, "heal", (aggregated.name,), aggregated.shape, self._seed(path), train=spec, teachers=teachers
@@ -243,32 +242,17 @@ class _Builder:
         among: int = 1,
         parts: int = 1,
         objective: str | None = None,
+        teachers: tuple[Node, ...] = (),
     ) -> TrainSpec:
         """A run of *stage*, one of *among* that share the stage's part of the budget, on one of *parts* of the data."""
         objective = objective or self.objective
         tuned = self.origin is not None
         decay = FINAL_DECAY if last else 0.0
         values = values_for(objective, self.plan.train, stage, fine_tuning=tuned, decay=decay)
-        tokens = self._tokens(stage, values, shape, share, among, parts)
+        each = shape.train_flops_per_token(values["block_size"], values["batch_tokens"], values["optimizer"])
+        each += sum(teacher.shape.forward_flops_per_token(values["block_size"]) for teacher in teachers)
+        tokens = self.lengths.tokens(stage, objective, share, shape.parameters, each, among, parts)
         return whole_steps(TrainSpec(**values, tokens=tokens))
-
-    def _tokens(
-        self, stage: TrainTable, values: dict[str, Any], shape: AnyShape, share: str, among: int, parts: int
-    ) -> int:
-        tokens, epochs = getattr(stage, "tokens", None), getattr(stage, "epochs", None)
-        if tokens is not None:
-            return tokens
-        objective = values["objective"]
-        text = self.size.text_tokens if objective == "masked" else self.size.tokens
-        by_part = isinstance(stage, BranchTable) and ("data" in stage.vary or "domain" in stage.vary)
-        if epochs is None and self.plan.budget is not None:
-            each = shape.train_flops_per_token(values["block_size"], values["batch_tokens"], values["optimizer"])
-            return round(self.plan.budget.flops * _SHARE[share] / self.shares / among / each)
-        if epochs is None and objective != "next-token":
-            epochs = default_epochs(objective, share, fine_tuning=self.origin is not None)
-        if epochs is not None:
-            return round(epochs * text / (parts if by_part else 1))
-        return TOKENS_PER_PARAMETER * shape.parameters // (4 * parts if share == "branch" else 1)
 
     def baseline(self, graph: Graph) -> Node:
         """One model of about the final size, from the leaf's beginning, with the FLOPs of the whole tree."""
