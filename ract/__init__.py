@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "aggregate": "ract.aggregate.run",
-    "build": "ract.tree.build",
+    "build": "ract.report.build",
     "check": "ract.tree.check",
     "classify": "ract.runtime.classify",
     "compress": "ract.compress.compress",

@@ -130,14 +130,13 @@ def build_command(
 ) -> None:
     """Run a plan's recursion; started again, it goes on where it stopped."""
     from ract.cli.progress import BuildDisplay
+    from ract.report.build import build
     from ract.report.metrics import METRICS
-    from ract.report.record import write_report
-    from ract.tree.build import build
+    from ract.report.schema import read_record
 
     with BuildDisplay() as display:
         run = build(plan, out, workers=workers, checkpoint_seconds=checkpoint_seconds, watcher=display)
-        display.note_report()
-        record = write_report(run)
+    record = read_record(run.path).model_dump(mode="json")
     if as_json:
         print_json(record)
         return

@@ -92,7 +92,7 @@ class BuildDisplay(Watcher):
         self.console.print(f"  {name} made in {show_time(seconds)} ({self.finished} of {self.total} nodes)")
         self._tree()
 
-    def note_report(self) -> None:
+    def reporting(self) -> None:
         """The models are made; samples and figures follow."""
         self.console.print("  writing samples and the report")
 

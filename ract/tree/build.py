@@ -41,6 +41,9 @@ class Watcher:
     def node_finished(self, name: str) -> None:
         """The node *name* is in its place."""
 
+    def reporting(self) -> None:
+        """The models are made; samples and figures follow."""
+
 
 @dataclass(frozen=True)
 class Run:

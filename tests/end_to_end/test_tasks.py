@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import ract
 from ract.checkpoint.lineage import Lineage, content_hash, read_lineage
 from ract.checkpoint.live import load_model
 from ract.errors import BadInput
@@ -95,7 +96,7 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("reviews")
     for seed, name in enumerate(("one", "two")):
         examples.write_rows(folder / f"{name}.jsonl", examples.reviews(150, seed))
-    return build(written(folder, DOMAINS), folder / "run", workers=2)
+    return ract.build(written(folder, DOMAINS), folder / "run", workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,12 @@ def test_every_classifier_opens_in_plain_transformers_with_its_class_names(revie
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert model.config.id2label == {0: "bad", 1: "good"}
         assert sum(p.numel() for p in model.parameters()) == node.shape.parameters
+
+
+def test_a_run_built_in_python_is_finished_as_one_of_the_command_is(reviews: Run) -> None:
+    assert (reviews.path / "report.html").is_file()
+    texts = ["the old house", "a red dog"]
+    assert ract.classify(reviews.path, texts) == ract.classify(reviews.final, texts)
 
 
 def test_classifiers_are_measured_by_domain_beside_the_baseline(reviews: Run) -> None:
