@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Search:
     cell: Cell
     side: str
     grid: tuple[tuple[str, tuple[Any, ...]], ...]
+    start: Values = field(default_factory=Values)
 
     @property
     def key(self) -> str:
@@ -64,11 +65,17 @@ class Search:
         return Spec(self.cell, self.recipe, TUNING_SEED, values, trial=True)
 
 
-_LR = ("lr", (1.5e-3, 3e-3, 6e-3))
+# What keeps from overfitting comes before the number of passes: more of the one allows more of the other.
 _GRID = {
-    "compute": (_LR, ("weight_decay", (0.1, 0.3)), ("ema", (0.0, 0.98))),
-    "data": (_LR, ("weight_decay", (0.1, 0.5, 2.0)), ("dropout", (0.0, 0.1, 0.25)), ("ema", (0.0, 0.98))),
+    "compute": (("lr", (3e-3, 6e-3, 1.2e-2)), ("weight_decay", (0.1, 0.3))),
+    "data": (
+        ("dropout", (0.0, 0.1, 0.25)),
+        ("weight_decay", (0.1, 0.5, 2.0)),
+        ("lr", (1.5e-3, 3e-3, 6e-3)),
+    ),
 }
+_PASSES = ("share", (0.5, 0.25, 1.0))
+_EMA = ("ema", (0.0, 0.98))
 
 
 def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
@@ -80,12 +87,16 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
     for setting in SETTINGS:
         for corpus in dict.fromkeys(cell(name, setting).tuned_on for name in corpora):
             place, grid = cell(corpus, setting, scale), _GRID[setting]
-            epochs = (("share", (1.0, 0.5, 0.25)),) if setting == "data" else ()
             sizes = ("size", place.setting.sizes)
-            own = (("members", (4, 2, 8)),) if setting == "data" else (sizes, ("grow_at", (0.35, 0.55)))
-            yield Search(place, "single", (*epochs, *grid))
-            yield Search(place, "best-single", (sizes, *epochs, *grid))
-            yield Search(place, "ours", (*own, *grid))
+            if setting == "data":
+                half = Values(share=_PASSES[1][0])
+                yield Search(place, "single", (*grid, _PASSES, _EMA), half)
+                yield Search(place, "best-single", (sizes, *grid, _PASSES, _EMA), half)
+                yield Search(place, "ours", (("members", (4, 2, 8)), *grid, _EMA))
+            else:
+                yield Search(place, "single", (*grid, _EMA))
+                yield Search(place, "best-single", (sizes, *grid, _EMA))
+                yield Search(place, "ours", (sizes, ("grow_at", (0.35, 0.55)), *grid, _EMA))
 
 
 def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterator[Spec]:

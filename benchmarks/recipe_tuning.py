@@ -1,7 +1,7 @@
 """The tuning stage: each side's values chosen on valid text, with a seed that no reported run has.
 
-Coordinate by coordinate, the first value of each being where the search starts: the best value of one coordinate is
-kept for the next. All searches go on side by side, so that no processor waits. All trials and costs are recorded.
+Coordinate by coordinate from the search's start: the best value of one coordinate is kept for the next. All searches
+go on side by side, so that no processor waits. All trials and costs are recorded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def tune(searches: Sequence[Search], work: Path, data: Path | None, jobs: int | 
 
     A trial that fails, because it diverged for instance, is out. Raises RactError when all of a coordinate fail.
     """
-    best = {search.key: Values() for search in searches}
+    best = {search.key: search.start for search in searches}
     tried: dict[str, dict[str, Spec]] = {search.key: {} for search in searches}
     for coordinates in zip_longest(*(search.grid for search in searches)):
         rounds = {
