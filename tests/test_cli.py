@@ -97,7 +97,7 @@ def test_init_writes_a_plan_that_fits(ract: Ract, tmp_path: Path, monkeypatch: p
     from ract.plan.derive import build_graph
     from ract.plan.schema import load_plan
 
-    monkeypatch.setattr("ract.tree.init.training_speed", lambda threads: {"64": 1e10})
+    monkeypatch.setattr("ract.tree.init.training_speed", lambda threads: {"64": 1e13})
     corpus = write_text_corpus(tmp_path / "text.txt", documents=3000)
     for size, precision, per_parameter in (("2MB", "fp32", 4), ("20MB", "fp32", 4), ("2MB", "int8", 1)):
         target = tmp_path / f"{size}-{precision}"

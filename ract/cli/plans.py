@@ -38,7 +38,13 @@ def init_command(
         str, typer.Option("--precision", help="What the size counts: fp32, bf16, int8 or int4.")
     ] = "fp32",
     minutes: Annotated[float, typer.Option("--minutes", help="How long the build may take on this machine.")] = 10.0,
-    members: Annotated[int, typer.Option("--members", help="Branches that are merged.")] = 2,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Of a language model: grow or distil (default: by what is scarce)."),
+    ] = None,
+    members: Annotated[
+        int | None, typer.Option("--members", help="Models of an ensemble (default: 4 of a language model, else 2).")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The plan's name (default: the folder's).")] = None,
     force: Force = False,
 ) -> None:
@@ -53,7 +59,7 @@ def init_command(
         size = parse_size(target_size) if target_size else None
     except ValueError as error:
         raise BadInput(f"--target-size {error}", "Write it like 20MB") from error
-    if minutes <= 0 or members < 2:
+    if minutes <= 0 or (members is not None and members < 2):
         raise BadInput("--minutes must be above 0 and --members at least 2", "Change them")
     file = init(
         directory,
@@ -64,6 +70,7 @@ def init_command(
         precision=precision,
         minutes=minutes,
         members=members,
+        recipe=recipe,
         name=name,
         force=force,
     )

@@ -128,7 +128,7 @@ def plan_for(
     return TaskPlan(leaf, _TRANSLATION.replace("{source}", source).replace("{target}", target))
 
 
-def filled(found: TaskPlan, *, file: Path, name: str, sources: str, flops: float, minutes: float, members: int) -> str:
+def filled(found: TaskPlan, flops: float, members: int, file: Path, name: str, sources: str, minutes: float) -> str:
     """The text of the plan."""
     return found.template.format(
         file=file,

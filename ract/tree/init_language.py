@@ -1,0 +1,195 @@
+"""The plans that ``ract init`` writes for language modelling: which recipe, which size, by what is scarce.
+
+What is scarce follows from the budget and the text (``docs/recipes.md`` has the measurements):
+
+- **compute**: a model of the wanted size would read the text a few times at most. Grow: a small leaf is trained,
+  stacked and healed.
+- **text**: the budget is enough to read it many times over. Distil: leaves from several seeds, each trained to its
+  best, averaged, and taught to one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ract.cost import BYTES_PER_PARAMETER, Shape, derive_shape
+from ract.errors import BadInput
+from ract.plan.quantities import show_count, show_size
+
+RECIPES = ("grow", "distil")
+_COPIES = 4
+_LEAF_BLOCKS = 2
+_VOCABULARIES = (16384, 8192, 4096, 2048, 1024, 512)
+# A vocabulary pays when its rows are seen often and do not eat the budget: text bytes per row, share of the parameters.
+_BYTES_PER_ROW, _SHARE_OF_EMBEDDING = 1000, 0.35
+# Bytes of text in a token of a vocabulary of 2^b rows, by b: about what English and Chinese text have.
+_BYTES_PER_TOKEN_AND_BIT = 0.26
+_BLOCK_SIZE, _BATCH_TOKENS = 256, 4096
+# A model that gets fewer tokens for each parameter than this loses to a smaller one of the same cost.
+_TOKENS_PER_PARAMETER = 1.0
+# From so many passes of a single model on, leaves have the time to be trained to their best, each.
+_EPOCHS_OF_SCARCE_TEXT = 16.0
+
+_HEAD = """\
+# A plan for `ract build {file}`. What it costs: `ract check {file}`.
+name = "{name}"
+seed = 0
+
+[data]
+# Files, globs, folders, .jsonl, "hf:NAME" or "stdlib" (this Python's own standard library).
+train = {sources}
+# 5% of the documents, chosen by hash, are kept for choices (valid) and 5% for the final numbers (test).
+
+[tokenizer]
+vocab_size = {vocab}            # byte-level BPE, trained on your text
+
+[budget]
+flops = "{flops}"            # for the whole tree: about {minutes} minutes on this machine with its baseline beside it
+
+"""
+_GROW = """\
+# {why}
+[compact]                     # the leaf: a small decoder (Qwen3 architecture)
+hidden_size = {hidden}
+num_hidden_layers = {blocks}
+
+[[level]]                     # {copies} copies on top of each other: {copies} times deeper, then trained on
+method = "stack"
+copies = {copies}
+heal = {{}}
+"""
+_DISTIL = """\
+# {why}
+[train]
+dropout = 0.1                 # little text: what keeps a model from learning it by heart
+weight_decay = 0.5
+
+[compact]                     # the leaf: a small decoder (Qwen3 architecture)
+hidden_size = {hidden}
+num_hidden_layers = {blocks}
+
+[[level]]                     # {members} leaves, each from a seed of its own, side by side
+method = "ensemble"
+members = {members}
+
+[[level]]                     # the ensemble teaches one model of the leaf's size
+method = "distill"
+student = {{}}
+"""
+_TAIL = """
+[baseline]
+enabled = true                # one model of the final size with the same FLOPs, to compare with: half of the time
+"""
+_WHY = {
+    "grow": "Scarce is compute: one model of this size would read your text {epochs} in this time. So it is grown.",
+    "distil": "Scarce is text: one model of this size could read it {epochs} in this time. So several teach one.",
+}
+_LIMITED = (
+    "\n# The size asked for would take a larger model, but in {minutes} minutes it would learn less than this one."
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The dials that fit: the recipe, the leaf, how many copies it is grown by; the reasons, for the reader.
+
+    *epochs* are the passes that one model of the final size makes over the text with the whole budget, None where the
+    text's size is not known. *limited* says that the final model is smaller than the target, because the budget is.
+    """
+
+    recipe: str
+    leaf: Shape
+    copies: int
+    epochs: float | None
+    limited: bool
+
+    @property
+    def final(self) -> Shape:
+        """The shape of the last level."""
+        return self.leaf.stacked(self.copies) if self.copies > 1 else self.leaf
+
+
+def choose(
+    target_bytes: int, precision: str, text_bytes: int | None, flops: float, recipe: str | None = None
+) -> Choice:
+    """The largest final model within *target_bytes* that *flops* can train, and the *recipe* (given or by regime).
+
+    Its vocabulary suits *text_bytes* of text. Raises BadInput naming the smallest size possible when the target is
+    below it.
+    """
+    limit = target_bytes / BYTES_PER_PARAMETER[precision]
+    largest = _largest(limit, math.inf, text_bytes)
+    if largest is None:
+        need = _shapes(_VOCABULARIES[-1])[0].size_bytes(precision)
+        raise BadInput(
+            f"no model fits in {show_size(target_bytes)} at {precision}",
+            f"The smallest takes {show_size(need)} ({_shapes(_VOCABULARIES[-1])[0].parameters:,} parameters); "
+            "int8 takes a quarter of fp32 (--precision int8)",
+        )
+    final = _largest(limit, flops, text_bytes) or _shapes(largest.vocab_size)[0]
+    epochs = None if text_bytes is None else _tokens(final, flops) / _text_tokens(text_bytes, final.vocab_size)
+    if recipe is None:
+        recipe = "distil" if epochs is not None and epochs >= _EPOCHS_OF_SCARCE_TEXT else "grow"
+    copies = next(c for c in (_COPIES, 2) if final.num_hidden_layers % c == 0) if recipe == "grow" else 1
+    leaf = derive_shape(final.vocab_size, final.hidden_size, final.num_hidden_layers // copies)
+    return Choice(recipe, leaf, copies, epochs, final.parameters < largest.parameters)
+
+
+def filled(choice: Choice, flops: float, members: int, file: Path, name: str, sources: str, minutes: float) -> str:
+    """The text of the plan."""
+    passes = "an unknown number of times" if choice.epochs is None else f"{choice.epochs:.2g} times"
+    template = _HEAD + (_GROW if choice.recipe == "grow" else _DISTIL) + _TAIL
+    return template.format(
+        file=file,
+        name=name,
+        sources=sources,
+        vocab=choice.leaf.vocab_size,
+        flops=show_count(flops),
+        minutes=f"{minutes:g}",
+        hidden=choice.leaf.hidden_size,
+        blocks=choice.leaf.num_hidden_layers,
+        copies=choice.copies,
+        members=members,
+        why=_WHY[choice.recipe].format(epochs=passes) + (_LIMITED.format(minutes=f"{minutes:g}") * choice.limited),
+    )
+
+
+def _largest(parameters: float, flops: float, text_bytes: int | None) -> Shape | None:
+    """The largest final shape within *parameters* that *flops* train long enough, with a vocabulary for the text."""
+    suitable = [v for v in _VOCABULARIES if text_bytes is None or v * _BYTES_PER_ROW <= text_bytes]
+    for vocabulary in suitable or _VOCABULARIES[-1:]:
+        fitting = [shape for shape in _shapes(vocabulary) if _fits(shape, parameters, flops)]
+        if fitting:
+            best = max(fitting, key=lambda shape: shape.parameters)
+            if vocabulary * best.hidden_size <= _SHARE_OF_EMBEDDING * best.parameters:
+                return best
+    fitting = [shape for shape in _shapes(_VOCABULARIES[-1]) if _fits(shape, parameters, flops)]
+    return max(fitting, key=lambda shape: shape.parameters, default=None)
+
+
+def _fits(shape: Shape, parameters: float, flops: float) -> bool:
+    enough = math.isinf(flops) or _tokens(shape, flops) >= _TOKENS_PER_PARAMETER * shape.parameters
+    return shape.parameters <= parameters and enough
+
+
+def _tokens(shape: Shape, flops: float) -> float:
+    return flops / shape.train_flops_per_token(_BLOCK_SIZE, _BATCH_TOKENS, "muon")
+
+
+def _text_tokens(text_bytes: int, vocabulary: int) -> float:
+    return max(1.0, text_bytes / (_BYTES_PER_TOKEN_AND_BIT * math.log2(vocabulary)))
+
+
+def _shapes(vocabulary: int) -> Sequence[Shape]:
+    """Final shapes, the smallest first: small leaves twice as deep where they are tiny, else four times."""
+    widths = [*range(32, 512, 32), *range(512, 2049, 64)]
+    tiny = derive_shape(vocabulary, 32, 2 * _LEAF_BLOCKS)
+    grown = [
+        derive_shape(vocabulary, width, _COPIES * blocks)
+        for width in widths
+        for blocks in range(_LEAF_BLOCKS, max(_LEAF_BLOCKS, width // 96) + 1)
+    ]
+    return [tiny, *grown]
