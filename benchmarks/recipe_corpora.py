@@ -71,9 +71,9 @@ class Cell:
         return f"{self.corpus}/{self.setting.name}"
 
 
-_WIDE = ("8x128", "4x128", "2x128", "4x192", "2x192")
+_WIDE = ("8x128", "4x128", "2x128", "2x192", "4x96", "2x96")
 _COMPUTE = Setting("compute", 2048, "2x128", "8x128", _WIDE, 750_000)
-_SMALL = ("2x96", "4x96", "4x128", "6x160")
+_SMALL = ("4x96", "6x160", "6x224")
 _DATA = Setting("data", 1024, "4x96", "6x160", _SMALL, 800_000, 100_000)
 
 

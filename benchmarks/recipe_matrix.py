@@ -82,7 +82,8 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
     """The searches for the classes of *corpora*: both controls and ours with the same grid, in each setting.
 
     Both sides choose their final size where the control may. On little text, single models choose how much of the
-    budget they spend (their epochs) and an ensemble how many members share it; with much, a stack chooses its moment.
+    budget they spend (their epochs), an ensemble how many members of which shape share it; with much text, a stack
+    chooses its moment.
     """
     for setting in SETTINGS:
         for corpus in dict.fromkeys(cell(name, setting).tuned_on for name in corpora):
@@ -92,7 +93,8 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
                 half = Values(share=_PASSES[1][0])
                 yield Search(place, "single", (*grid, _PASSES, _EMA), half)
                 yield Search(place, "best-single", (sizes, *grid, _PASSES, _EMA), half)
-                yield Search(place, "ours", (("members", (4, 2, 8)), *grid, _EMA))
+                own = (("leaf", place.setting.sizes[:2]), ("members", (4, 2, 8)))
+                yield Search(place, "ours", (*own, *grid, _EMA))
             else:
                 yield Search(place, "single", (*grid, _EMA))
                 yield Search(place, "best-single", (sizes, *grid, _EMA))
@@ -151,7 +153,13 @@ def tuned(spec: Spec, tuning: Mapping[str, Any]) -> Spec:
     if own not in tuning and spec.cell.corpus == BUILT_IN:
         return with_values(spec, QUICK_VALUES.get((setting, spec.recipe), Values()))
     found = tuning.get(own, tuning.get(other))
-    return spec if found is None else with_values(spec, values_from(found["values"]))
+    if found is None:
+        return spec
+    values = values_from(found["values"])
+    if spec.recipe == "child-alone":  # the leaf that our side has chosen, alone
+        ours = tuning.get(own.replace(side, "ours"), tuning.get(other.replace(side, "ours")))
+        values = replace(values, leaf=ours["values"].get("leaf", "") if ours else "")
+    return with_values(spec, values)
 
 
 def values_from(record: Mapping[str, Any]) -> Values:

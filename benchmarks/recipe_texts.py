@@ -105,9 +105,9 @@ WORDS: dict[str, dict[str, str]] = {
     "tuning": {"en": "Tuning", "zh": "调参"},
     "tuning_text": {
         "en": "Coordinate search on valid, seed 100; both sides have the same values to choose from. Besides, a stack "
-        "chooses its moment (grow_at), an ensemble its members, and a single model how many passes it makes (share).",
-        "zh": "在验证集上逐坐标搜索，种子 100；双方可选的数值相同。此外，堆叠选择其时机（grow_at），集成选择成员数，"
-        "单个模型选择读几遍（share）。",
+        "chooses its moment (grow_at), an ensemble its leaves and their number, a single model its passes (share).",
+        "zh": "在验证集上逐坐标搜索，种子 100；双方可选的数值相同。此外，堆叠选择其时机（grow_at），"
+        "集成选择叶子及其数目，单个模型选择读几遍（share）。",
     },
     "nanogpt": {"en": "tiny-shakespeare, side by side with nanoGPT", "zh": "tiny-shakespeare：与 nanoGPT 并排"},
     "nanogpt_text": {

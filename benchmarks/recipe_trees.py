@@ -15,8 +15,8 @@ from ract.errors import BadInput, nearest
 class Values:
     """What is tuned. *share* is the part of the budget that is spent: fewer epochs may be better on little text.
 
-    *members* is the number of an ensemble's leaves, *size* the final shape where it is free ("" where not searched),
-    *grow_at* the part of the budget after which a leaf is stacked.
+    *members* is the number of an ensemble's leaves, *leaf* their shape, *size* the final shape of what may choose it
+    ("" where not searched), *grow_at* the part of the budget after which a leaf is stacked.
     """
 
     lr: float = 3e-3
@@ -27,6 +27,7 @@ class Values:
     members: int = 4
     size: str = ""
     grow_at: float = 0.35
+    leaf: str = ""
 
     def label(self) -> str:
         """The values in a file name."""
@@ -67,7 +68,7 @@ def _best_single(setting: Setting, values: Values) -> Tree:
 
 
 def _child_alone(setting: Setting, values: Values) -> Tree:
-    return Tree(setting.leaf, {"leaf": 1.0})
+    return Tree(values.leaf or setting.leaf, {"leaf": 1.0})
 
 
 def _stack(setting: Setting, values: Values) -> Tree:
@@ -110,27 +111,29 @@ def _upcycle(setting: Setting, values: Values) -> Tree:
 
 
 def _ensemble(setting: Setting, values: Values) -> Tree:
-    return Tree(setting.leaf, {"leaf": 1.0}, (_ensemble_of(values.members),))
+    return Tree(values.leaf or setting.leaf, {"leaf": 1.0}, (_ensemble_of(values.members),))
 
 
 def _ensemble_distil(setting: Setting, values: Values) -> Tree:
     levels = (_ensemble_of(values.members), {"method": "distill"})
-    return Tree(setting.leaf, {"leaf": 0.5, "2.student": 0.5}, levels)
+    return Tree(values.leaf or setting.leaf, {"leaf": 0.5, "2.student": 0.5}, levels)
 
 
 def _ensemble_distil_stack(setting: Setting, values: Values) -> Tree:
     levels = (_ensemble_of(values.members), {"method": "distill"}, {"method": "stack", "copies": 2, "heal": {}})
-    return Tree(setting.leaf, {"leaf": 0.5, "2.student": 0.2, "3.heal": 0.3}, levels)
+    return Tree(values.leaf or setting.leaf, {"leaf": 0.5, "2.student": 0.2, "3.heal": 0.3}, levels)
 
 
 def _students(setting: Setting, values: Values) -> Tree:
     levels = (_ensemble_of(values.members), {"method": "distill", "teacher": "shared"}, _ensemble_of(2))
-    return Tree(setting.leaf, {"leaf": 0.5, "2.student": 0.5}, levels)
+    return Tree(values.leaf or setting.leaf, {"leaf": 0.5, "2.student": 0.5}, levels)
 
 
 def _distil_twice(setting: Setting, values: Values) -> Tree:
     first, second = _students(setting, values).levels, {"method": "distill"}
-    return Tree(setting.leaf, {"leaf": 0.4, "2.student": 0.35, "4.student": 0.25}, (*first[:2], first[2], second))
+    return Tree(
+        values.leaf or setting.leaf, {"leaf": 0.4, "2.student": 0.35, "4.student": 0.25}, (*first[:2], first[2], second)
+    )
 
 
 _MERGE = {"method": "merge", "members": 2, "branch": {"vary": ["data"]}, "weights": "learned"}
