@@ -26,18 +26,20 @@ def window_losses(directory: Path, files: Sequence[str]) -> dict[str, npt.NDArra
     from ract.data.batches import evaluation_batches
     from ract.data.tokenizer import TextEncoder
     from ract.evaluate.language_modeling import encode_files
+    from ract.train.device import best_device
 
     stream, _, separator = encode_files(directory, files)
-    token_bytes = torch.from_numpy(np.asarray(TextEncoder(directory).token_bytes(), dtype=np.float64))
-    model = load(directory).float().eval()
+    device = best_device()
+    token_bytes = torch.from_numpy(np.asarray(TextEncoder(directory).token_bytes(), dtype=np.float64)).to(device)
+    model = load(directory).float().eval().to(device)
     rows: list[torch.Tensor] = []
     for batch in evaluation_batches(stream, BLOCK_SIZE, _ROWS):
-        windows = torch.from_numpy(batch)
+        windows = torch.from_numpy(batch).to(device)
         inputs, targets = windows[:, :-1], windows[:, 1:]
         logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
         counted = (targets != separator).double()
         sums = ((nats.double() * counted), counted, token_bytes[targets] * counted)
         rows.append(torch.stack([one.sum(dim=1) for one in sums], dim=1))
-    table = torch.cat(rows).numpy()
+    table = torch.cat(rows).cpu().numpy()
     return {"nats": table[:, 0], "tokens": table[:, 1], "bytes": table[:, 2]}

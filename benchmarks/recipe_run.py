@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
+import traceback
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from benchmarks.recipe_corpora import Cell, materialise
@@ -25,13 +25,16 @@ from benchmarks.recipe_plans import plan_of, stage_of, toml_of
 from benchmarks.recipe_trees import Values, recipe_named
 from ract.checkpoint.directory import write_text
 from ract.checkpoint.lineage import Lineage, read_lineage
+from ract.errors import RactError, StoppedByParent
 from ract.plan.graph import Graph
+from ract.train.device import device_name
 from ract.tree.build import Run, Watcher, build
 from ract.tree.job import Job
-from ract.tree.local import Event, LocalExecutor
+from ract.tree.local import Event
+from ract.tree.make import make
 
 _PROGRESS_SECONDS = 2.0
-RESULT, PROGRESS, PLAN = "result.json", "progress.json", "plan-asked.toml"
+RESULT, PROGRESS, PLAN, LOG = "result.json", "progress.json", "plan-asked.toml", "log.txt"
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,9 @@ def carry_out(spec: Spec, work: Path, data: Path | None) -> dict[str, Any]:
             (folder / shared).symlink_to(Path("..", shared), target_is_directory=True)
     text = spec.plan(files)
     write_text(folder / PLAN, text)
-    run = build(
-        folder / PLAN,
-        folder,
-        workers=1,
-        watcher=_Progress(folder),
-        executor=lambda count, log: _TimedExecutor(count, log, folder / "costs"),
-    )
+    progress = _Progress(folder)
+    executor = _InThisProcess(folder / "costs", progress)
+    run = build(folder / PLAN, folder, workers=1, watcher=progress, executor=lambda count, log: executor)
     nodes = {node.name: _node(run, node.name, folder / "costs") for node in run.graph}
     result = {
         "name": spec.name,
@@ -116,6 +115,7 @@ def carry_out(spec: Spec, work: Path, data: Path | None) -> dict[str, Any]:
         "parameters": run.graph[run.graph.final].shape.parameters,
         "train_tokens": _train_tokens(run),
         "final": run.graph.final,
+        "device": device_name(),
         "nodes": nodes,
         "plan": text,
         "losses": _losses(spec, run, files, folder),
@@ -177,33 +177,44 @@ def _losses(spec: Spec, run: Run, files: Mapping[str, Path], folder: Path) -> di
     return found
 
 
-class _TimedExecutor(LocalExecutor):
-    """Notes the processor seconds of each node in *costs*: on a busy machine they are what a quiet one would need."""
+class _InThisProcess:
+    """An executor without processes of its own: a run has a processor to itself, an accelerator many runs at a time.
 
-    def __init__(self, workers: int, log: Path, costs: Path) -> None:
-        super().__init__(workers, log)
-        self.costs = costs
-        self._begun: dict[str, tuple[Job, psutil.Process, float, float]] = {}
+    Notes the processor seconds of each node in *costs*: on a busy machine they are what a quiet one would need.
+    Raises StoppedByParent once the process that started this one is gone.
+    """
+
+    def __init__(self, costs: Path, progress: _Progress) -> None:
+        self.costs, self.progress = costs, progress
+        self._job: Job | None = None
+        self._parent = os.getppid()
+
+    @property
+    def free(self) -> int:
+        """One node at a time."""
+        return 0 if self._job else 1
 
     def submit(self, job: Job) -> None:
-        """Start *job* and the clock."""
-        super().submit(job)
-        process = psutil.Process(self._busy[job.node.name].process.pid)
-        self._begun[job.node.name] = (job, process, _spent(process), time.monotonic())
+        """Keep *job* for :meth:`wait`."""
+        self._job = job
 
     def wait(self) -> Event:
-        """The next event; the end of a node stops its clock."""
-        event = super().wait()
-        if event.kind == "finished":
-            job, process, processor, wall = self._begun.pop(event.node)
-            cost = {"processor": _spent(process) - processor, "wall": time.monotonic() - wall}
-            write_text(self.costs / f"{job.key[:12]}.json", json.dumps(cost))
-        return event
+        """Make the node that was submitted."""
+        assert self._job is not None
+        job, self._job = self._job, None
+        processor, wall = time.process_time(), time.monotonic()
+        make(job, lambda what, done, total: self._report(job.node.name, what, done, total))
+        cost = {"processor": time.process_time() - processor, "wall": time.monotonic() - wall}
+        write_text(self.costs / f"{job.key[:12]}.json", json.dumps(cost))
+        return Event("finished", job.node.name)
 
+    def close(self) -> None:
+        """Nothing is left behind."""
 
-def _spent(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+    def _report(self, node: str, what: str, done: int, total: int) -> None:
+        if os.getppid() != self._parent:
+            raise StoppedByParent("the matrix that ordered this run is gone")
+        self.progress.node_progress(node, what, done, total)
 
 
 class _Progress(Watcher):
@@ -236,36 +247,37 @@ class _Progress(Watcher):
         write_text(self.file, json.dumps(state | {"seconds": self.written - self.begun}))
 
 
-def main() -> None:
-    """Carry out the run described by the JSON in the first argument: what the scheduler starts on a processor."""
-    from benchmarks.recipe_corpora import cell
-    from ract.errors import RactError
+def serve(asked: Mapping[str, Any]) -> int:
+    """Carry out the run described by *asked* in a process of the scheduler's; what it prints goes to the run's log.
 
-    asked = json.loads(sys.argv[1])
-    if asked["processor"] is not None:
-        os.sched_setaffinity(0, {asked["processor"]})
+    Returns an exit code: a failure is one run's, and the process goes on to the next.
+    """
+    from benchmarks.recipe_corpora import cell
+
     torch.set_num_threads(1)
     place = cell(asked["corpus"], asked["setting"], asked["scale"])
     spec = Spec(place, asked["recipe"], asked["seed"], Values(**asked["values"]), asked["fraction"], asked["trial"])
-    try:
-        carry_out(spec, Path(asked["work"]), Path(asked["data"]) if asked["data"] else None)
-    except RactError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    work = Path(asked["work"])
+    with (spec.folder(work) / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            carry_out(spec, work, Path(asked["data"]) if asked["data"] else None)
+        except RactError as error:
+            print(error, file=log)
+            return error.exit_code
+        except Exception:
+            traceback.print_exc(file=log)
+            return 1
+    return 0
 
 
-def asked_of(spec: Spec, work: Path, data: Path | None, processor: int | None) -> str:
-    """What :func:`main` reads."""
+def asked_of(spec: Spec, work: Path, data: Path | None) -> dict[str, Any]:
+    """What :func:`serve` takes."""
     values = {"corpus": spec.cell.corpus, "setting": spec.cell.setting.name, "scale": spec.cell.setting.scale}
     values |= {"recipe": spec.recipe, "seed": spec.seed, "values": asdict(spec.values), "fraction": spec.fraction}
-    values |= {"trial": spec.trial, "work": str(work), "data": str(data) if data else "", "processor": processor}
-    return json.dumps(values)
+    values |= {"trial": spec.trial, "work": str(work), "data": str(data) if data else ""}
+    return values
 
 
 def with_values(spec: Spec, values: Values) -> Spec:
     """*spec* with tuned values."""
     return replace(spec, values=values)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,21 @@
-"""Carry out many runs, one processor each, and say how far they are. Started again, it goes on where it stopped."""
+"""Carry out many runs, one processor each, and say how far they are. Started again, it goes on where it stopped.
+
+Where there is an accelerator, the runs at a time share it: small models leave most of it idle one by one.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipe_run import PROGRESS, RESULT, Spec, asked_of, files_of, result_of
+from benchmarks.recipe_run import LOG, PROGRESS, RESULT, Spec, asked_of, files_of, result_of, serve
 from ract.checkpoint.directory import write_text
 from ract.plan.quantities import show_count, show_time
 from ract.runtime.machine import processors
@@ -20,15 +23,6 @@ from ract.tree.machine import training_speed
 
 _POLL_SECONDS, _REPORT_SECONDS = 0.5, 30.0
 _ASSUMED_FLOPS_PER_SECOND = 3e10
-
-
-@dataclass
-class _Slot:
-    """A processor and the run on it."""
-
-    processor: int | None
-    spec: Spec | None = None
-    process: subprocess.Popen[bytes] | None = None
 
 
 def run_all(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | None) -> list[str]:
@@ -40,65 +34,73 @@ def run_all(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | No
     for place in {spec.cell.name: spec.cell for spec in specs}.values():
         files_of(place, data, work)
     waiting = [spec for spec in specs if result_of(spec, work, data) is None]
-    slots = _slots(jobs)
+    if not waiting:
+        return []
+    count, finished, reported = jobs or _own_processors(), len(specs) - len(waiting), 0.0
+    under_way: dict[Future[int], Spec] = {}
     failed: list[str] = []
-    finished, reported = len(specs) - len(waiting), 0.0
+    pool = _pool(min(count, len(waiting)))
     try:
-        while waiting or any(slot.process for slot in slots):
-            for slot in slots:
-                if slot.process is not None and slot.process.poll() is not None:
-                    assert slot.spec is not None
-                    if slot.process.returncode:
-                        failed.append(slot.spec.name)
-                        print(f"{slot.spec.name} failed: see {_log(slot.spec, work)}", file=sys.stderr)
-                    finished, slot.process, slot.spec = finished + 1, None, None
-                if slot.process is None and waiting:
-                    slot.spec = waiting.pop(_next(waiting, slots))
-                    slot.process = _start(slot, work, data)
+        while waiting or under_way:
+            while waiting and len(under_way) < count:
+                spec = waiting.pop(_next(waiting, list(under_way.values())))
+                _prepare(spec, work)
+                under_way[pool.submit(serve, asked_of(spec, work, data))] = spec
+            for future in wait(under_way, timeout=_REPORT_SECONDS, return_when=FIRST_COMPLETED).done:
+                spec, finished = under_way.pop(future), finished + 1
+                if future.result():
+                    failed.append(spec.name)
+                    print(f"{spec.name} failed: see {spec.folder(work) / LOG}", file=sys.stderr)
             if time.monotonic() - reported > _REPORT_SECONDS:
                 reported = time.monotonic()
-                under_way = [slot.spec for slot in slots if slot.spec is not None]
-                print(_status(finished, len(specs), under_way, waiting, work, len(slots)), file=sys.stderr, flush=True)
-            time.sleep(_POLL_SECONDS)
+                running = list(under_way.values())
+                print(_status(finished, len(specs), running, waiting, work, count), file=sys.stderr, flush=True)
     finally:
-        for slot in slots:
-            if slot.process is not None and slot.process.poll() is None:
-                slot.process.terminate()
-                slot.process.wait()
+        _end(pool)
     return failed
 
 
-def _slots(jobs: int | None) -> list[_Slot]:
-    if not hasattr(os, "sched_getaffinity"):
-        return [_Slot(None) for _ in range(jobs or processors())]
-    own = sorted(os.sched_getaffinity(0))
-    return [_Slot(own[number % len(own)]) for number in range(jobs or len(own))]
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """Processes that each carry out one run after another: torch is imported once, an accelerator opened once."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}  # read when their imports run
+    context = multiprocessing.get_context("spawn")
+    turns = context.Queue()
+    for number in range(jobs):
+        turns.put(number)
+    return ProcessPoolExecutor(jobs, context, _begin, (turns,))
 
 
-def _next(waiting: Sequence[Spec], slots: Sequence[_Slot]) -> int:
-    busy = {(slot.spec.cell.name, slot.spec.seed) for slot in slots if slot.spec is not None and slot.process}
+def _begin(turns: Any) -> None:
+    """In a process of the pool: one processor, of which each process has its own where there are enough."""
+    if hasattr(os, "sched_getaffinity"):
+        own = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {own[turns.get() % len(own)]})
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Stop what is under way: a run goes on where it stopped when it is asked for again."""
+    processes = list((pool._processes or {}).values())  # before Python 3.14 the pool has no way of its own to stop them
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+        process.join()
+
+
+def _own_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else processors()
+
+
+def _next(waiting: Sequence[Spec], under_way: Sequence[Spec]) -> int:
+    busy = {(spec.cell.name, spec.seed) for spec in under_way}
     alone = (i for i, spec in enumerate(waiting) if (spec.cell.name, spec.seed) not in busy)
     return next(alone, 0)
 
 
-def _log(spec: Spec, work: Path) -> Path:
-    return spec.folder(work) / "log.txt"
-
-
-def _start(slot: _Slot, work: Path, data: Path | None) -> subprocess.Popen[bytes]:
-    assert slot.spec is not None
-    log = _log(slot.spec, work)
-    log.parent.mkdir(parents=True, exist_ok=True)
+def _prepare(spec: Spec, work: Path) -> None:
+    folder = spec.folder(work)
+    folder.mkdir(parents=True, exist_ok=True)
     for stale in (PROGRESS, RESULT):
-        (log.parent / stale).unlink(missing_ok=True)
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.recipe_run", asked_of(slot.spec, work, data, slot.processor)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"},
-        )
+        (folder / stale).unlink(missing_ok=True)
 
 
 def _status(
@@ -152,7 +154,7 @@ def listing(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | No
         left += spec.flops * (1 - share)
         state = "done" if done else f"{share:.0%}" if share else "waiting"
         rows.append(f"{spec.name:60} {state:8} {show_count(spec.flops):>6} FLOPs  {show_time(spec.flops / speed)}")
-    count = len(_slots(jobs))
+    count = jobs or _own_processors()
     tail = f"{len(specs)} runs, {show_count(sum(s.flops for s in specs))} FLOPs; {show_time(left / speed / count)} left"
     return "\n".join([*rows, f"{tail} on {count} processors at {show_count(speed)} FLOPs a second each"])
 

@@ -78,12 +78,13 @@ def probabilities_of(
         batch_size = 1  # without padding only texts of equal length could share a batch
     found: list[npt.NDArray[np.float64]] = [np.zeros(0)] * len(rows)
     model.eval()
+    device = next(model.parameters()).device
     done = 0
     for chosen in by_length(rows, batch_size):
         inputs, mask = map(torch.from_numpy, padded([rows[i] for i in chosen], padding or 0))
         check_vocabulary(int(inputs.max()), model, tokenizer.name_or_path)
-        logits = model(input_ids=inputs, attention_mask=mask).logits.double()
-        for i, row in zip(chosen, torch.softmax(logits, -1).numpy(), strict=True):
+        logits = model(input_ids=inputs.to(device), attention_mask=mask.to(device)).logits.double()
+        for i, row in zip(chosen, torch.softmax(logits, -1).cpu().numpy(), strict=True):
             found[i] = row
         done += len(chosen)
         if progress:

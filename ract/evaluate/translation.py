@@ -119,6 +119,7 @@ def translate(
     ends, done = _end_tokens(model, tokenizer), 0
     found, cut = [""] * len(sources), [False] * len(sources)
     model.eval()
+    device = next(model.parameters()).device
     for chosen in by_length(encoded, batch_size):
         inputs, mask = map(torch.from_numpy, padded([encoded[i] for i in chosen], tokenizer.pad_token_id or 0))
         check_vocabulary(int(inputs.max()), model, tokenizer.name_or_path)
@@ -127,7 +128,11 @@ def translate(
         new = min(new, limit - 1) if limit else new
         with quiet():  # it remarks on every limit that differs from the saved one
             rows = model.generate(  # type: ignore[operator]
-                input_ids=inputs, attention_mask=mask, num_beams=num_beams, max_new_tokens=new, do_sample=False
+                input_ids=inputs.to(device),
+                attention_mask=mask.to(device),
+                num_beams=num_beams,
+                max_new_tokens=new,
+                do_sample=False,
             )
         for i, row in zip(chosen, rows.tolist(), strict=True):
             found[i] = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
@@ -149,6 +154,7 @@ def reference_loss(
 ) -> float:
     """Mean cross-entropy in nats per token of *references* given *sources*, the end of the sentence counted."""
     limit = positions(model, tokenizer)
+    device = next(model.parameters()).device
     total = count = 0.0
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     size = batch_size if tokenizer.pad_token_id is not None else 1
@@ -159,9 +165,9 @@ def reference_loss(
         batch = tokenizer([sources[i] for i in chosen], padding=size > 1, return_tensors="pt", **options)
         target = reads([references[i] for i in chosen], padding=size > 1, return_tensors="pt", **options)
         labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
         tokens = int((labels != -100).sum())
-        total += float(model(**inputs, labels=labels, use_cache=False).loss) * tokens
+        total += float(model(**inputs, labels=labels.to(device), use_cache=False).loss) * tokens
         count += tokens
     loss = total / count
     if not math.isfinite(loss):

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 _LONGEST_PLAIN_BLOCK = 512
+
+
+def best_device() -> torch.device:
+    """Where training runs, and models are measured as they are made: the accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """What to call :func:`best_device` in a record."""
+    if best_device().type == "cuda":
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from ract.checkpoint.live import quiet
 from ract.data.tokenizer import load_tokenizer
 from ract.data.tokens import Corpus
 from ract.evaluate.language_modeling import evaluate
+from ract.train.device import best_device
 from ract.tree.job import Job
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def measure(directory: Path, job: Job, data: Corpus | Examples) -> dict[str, Any
     """The held-out measures of the model in *directory*: of the test split where there is one, else of valid."""
     from ract.aggregate.loaded import load
 
-    model = load(directory)
+    model = load(directory).to(best_device())
     if isinstance(data, Corpus):
         return {"task": "language-modeling", **_language_model(model, job, data)}
     if job.node.method == "pretrain":
@@ -36,7 +37,7 @@ def measure(directory: Path, job: Job, data: Corpus | Examples) -> dict[str, Any
     split = "test" if data.count("test") else "valid"
     tokenizer = load_tokenizer(data.tokenizer_dir)
     measured = {"task": data.task, "split": split, **_examples(model, tokenizer, job, data, split)}
-    return measured | {"latency_ms": _latency_ms(model, tokenizer, data, split)}
+    return measured | {"latency_ms": _latency_ms(model.cpu(), tokenizer, data, split)}
 
 
 def _language_model(model: PreTrainedModel, job: Job, data: Corpus) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def _language_model(model: PreTrainedModel, job: Job, data: Corpus) -> dict[str,
         limit_tokens=job.test_tokens,
         token_bytes=data.token_bytes,
         separator=data.separator,
+        device=model.device,
     )
     return {"split": split, **measured}
 
@@ -85,7 +87,7 @@ def _examples(
 
 @torch.inference_mode()
 def _latency_ms(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Examples, split: str) -> float:
-    """Milliseconds for one text of median length by itself, on one thread; a translation with one beam."""
+    """Milliseconds for one text of median length by itself, on one processor; a translation with one beam."""
     row = sorted(data.rows(split)[:200], key=lambda row: len(row.get("text") or row["source"]))[
         min(200, data.count(split)) // 2
     ]
