@@ -149,7 +149,7 @@ def test_the_literal_penalty_is_lambda_times_the_squared_norm(tokens: np.ndarray
     run = training(m, spec(l2_penalty=0.5, precision="fp32"), tokens)
     (batch,), targets = run.objective.micro_batches(0)
     objective, loss = run._objective(batch)
-    assert objective.item() / targets == pytest.approx(loss / targets + 0.5 * squared_norm(m).item(), rel=1e-6)
+    assert objective.item() / targets == pytest.approx(loss.item() / targets + 0.5 * squared_norm(m).item(), rel=1e-6)
 
 
 def test_distillation_is_zero_against_oneself_and_positive_otherwise() -> None:

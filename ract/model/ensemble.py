@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,7 +107,7 @@ class _Ensemble(PreTrainedModel):
             logits = [one[:, -keep:] for one in logits]
         if self.config.mode == "logits":
             return sum(weight * one for weight, one in zip(self.config.weights, logits, strict=True))
-        alpha = torch.tensor(self.config.weights, device=logits[0].device).log()
+        alpha = [math.log(weight) if weight > 0 else -math.inf for weight in self.config.weights]
         return torch.stack([a + one.log_softmax(-1) for a, one in zip(alpha, logits, strict=True)]).logsumexp(0)
 
 

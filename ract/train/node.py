@@ -26,6 +26,7 @@ from ract.train.dropout import residual_dropout
 from ract.train.losses import distillation_loss, squared_norm
 from ract.train.objectives import Objective
 from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimizers, set_lr, wsd_multiplier
+from ract.train.replay import ReplayedPass
 from ract.train.state import Progress, load_checkpoint, save_checkpoint
 
 _PLAIN_ATTENTION = ("qwen3", "qwen3_moe", "llama", "mixtral", "modernbert", "bert", "marian")
@@ -87,6 +88,9 @@ class TrainingRun:
         self.average = AveragedModel(self.plain, multi_avg_fn=get_ema_multi_avg_fn(spec.ema)) if averaging else None
         self.best: dict[str, torch.Tensor] = {}
         self.progress = Progress()
+        # One process and batches of one shape: the pass can be captured once.
+        self._replays = self.device.type == "cuda" and self.accelerator.num_processes == 1 and objective.one_shape
+        self._pass: ReplayedPass | None = None
         self.draws = spec.dropout > 0 or _draws_at_random(self.plain)
 
     def run(self) -> Outcome:
@@ -122,11 +126,14 @@ class TrainingRun:
         if not batches:  # fewer examples than processes: join the averaging with nothing of one's own
             batches, weight = self.objective.micro_batches(step)[0][:1], 0.0
         total = 0.0
-        for number, batch in enumerate(batches, start=1):
-            with self.accelerator.no_sync(self.model) if number < len(batches) else nullcontext():
-                objective, loss = self._objective(self._on_device(batch))
-                self.accelerator.backward(objective * weight)
-            total += loss * weight
+        for number, batch in enumerate(map(self._on_device, batches), start=1):
+            if self._replays and len(batches) == 1:
+                loss = self._replayed(batch, weight)
+            else:
+                with self.accelerator.no_sync(self.model) if number < len(batches) else nullcontext():
+                    objective, loss = self._objective(batch)
+                    self.accelerator.backward(objective * weight)
+            total += loss.item() * weight
         norm = torch.nn.utils.clip_grad_norm_(self.plain.parameters(), spec.grad_clip or math.inf)
         if not math.isfinite(total) or not torch.isfinite(norm):
             raise NonFiniteLoss(
@@ -140,7 +147,16 @@ class TrainingRun:
             self.average.update_parameters(self.plain)
         return total
 
-    def _objective(self, batch: Batch) -> tuple[torch.Tensor, float]:
+    def _replayed(self, batch: Batch, weight: float) -> torch.Tensor:
+        """The cross-entropy of *batch*; its gradients are made by replaying one captured pass."""
+        if self._pass is None:
+            state = torch.get_rng_state(), torch.cuda.get_rng_state(self.device)
+            self._pass = ReplayedPass(self.plain, self._objective, batch, weight)
+            torch.set_rng_state(state[0])
+            torch.cuda.set_rng_state(state[1], self.device)
+        return self._pass(batch)
+
+    def _objective(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """What is minimised on *batch*, summed over its targets, and its cross-entropy alone in nats, summed."""
         spec, targets = self.spec, self.objective.targets(batch)
         with self._autocast():
@@ -154,7 +170,7 @@ class TrainingRun:
             objective = (1 - spec.distill) * loss + spec.distill * learned
         if spec.l2_penalty > 0:
             objective = objective + spec.l2_penalty * len(targets) * squared_norm(self.plain)
-        return objective, loss.item()
+        return objective, loss.detach()
 
     def _evaluate(self, train_loss: float) -> None:
         """Note the losses; remember the best weights and stop early where the valid loss no longer falls."""

@@ -30,6 +30,8 @@ _VALID_EXAMPLE_TOKENS = 32_768
 class Objective:
     """One kind of training. Batches are dictionaries for the model, with ``labels``; a label of −100 is no target."""
 
+    one_shape = False  # whether all micro-batches of a run have one shape, and nothing in it depends on the values
+
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
         self.first_step = spec.start_tokens // spec.batch_tokens
@@ -60,6 +62,8 @@ class Objective:
 class NextToken(Objective):
     """Each token of a window from those before it."""
 
+    one_shape = True
+
     def __init__(self, spec: TrainSpec, tokens: np.ndarray, valid: np.ndarray | None) -> None:
         super().__init__(spec)
         self.tokens, self.valid = tokens, valid
@@ -73,6 +77,10 @@ class NextToken(Objective):
     def valid_batches(self) -> list[Batch]:
         """Windows from all over the valid split."""
         return [_shifted(rows) for rows in _valid_windows(self.valid, self.spec)]
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """Every label is a target."""
+        return batch["labels"].flatten()
 
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """(tokens, vocabulary)."""
