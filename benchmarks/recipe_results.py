@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,20 +22,20 @@ Runs = Sequence[tuple[Spec, Mapping[str, Any]]]
 Array = npt.NDArray[np.float64]
 
 
-def results(runs: Runs, work: Path, tuning: Mapping[str, Any]) -> dict[str, Any]:
-    """The published record of finished *runs*, by cell and recipe; windows of losses are read from *work*."""
+def results(runs: Runs, tuning: Mapping[str, Any]) -> dict[str, Any]:
+    """What finished *runs* come to, by cell and recipe."""
     cells: dict[str, dict[str, list[tuple[Spec, Mapping[str, Any]]]]] = {}
     for spec, record in runs:
         label = spec.name.split("/")[2]
         cells.setdefault(spec.cell.name, {}).setdefault(label, []).append((spec, record))
-    return {"tuning": dict(tuning), "cells": {name: _cell(found, work) for name, found in cells.items()}}
+    return {"tuning": dict(tuning), "cells": {name: _cell(found) for name, found in cells.items()}}
 
 
-def _cell(found: Mapping[str, Runs], work: Path) -> dict[str, Any]:
+def _cell(found: Mapping[str, Runs]) -> dict[str, Any]:
     recipes = {name: _recipe(runs) for name, runs in found.items()}
     for name, runs in found.items():
         others = [control for control in CONTROLS if control in found and control != name]
-        compared = {control: _against(runs, found[control], work) for control in others}
+        compared = {control: _against(runs, found[control]) for control in others}
         recipes[name]["against"] = {control: one for control, one in compared.items() if one is not None}
     curve = _curve(recipes)
     for one in recipes.values():
@@ -117,22 +116,18 @@ def makespan(nodes: Mapping[str, Mapping[str, Any]], workers: int) -> float:
     return max(ends.values())
 
 
-def _against(ours: Runs, control: Runs, work: Path) -> dict[str, Any] | None:
+def _against(ours: Runs, control: Runs) -> dict[str, Any] | None:
     """How much lower the test loss of *ours* is, relative to *control*, over the seeds that both have."""
     both = sorted({spec.seed for spec, _ in ours} & {spec.seed for spec, _ in control})
     if not both:
         return None
-    means = [_windows([spec for spec, _ in runs if spec.seed in both], work) for runs in (ours, control)]
+    means = [_windows([record for spec, record in runs if spec.seed in both]) for runs in (ours, control)]
     return {"seeds": both, **paired_bootstrap(*means)}
 
 
-def _windows(specs: Sequence[Spec], work: Path) -> Array:
+def _windows(records: Sequence[Mapping[str, Any]]) -> Array:
     """Nats on each test window, the mean over the seeds: shape (windows,)."""
-    found = []
-    for spec in specs:
-        with np.load(spec.folder(work) / "final-test.npz") as saved:
-            found.append(saved["nats"])
-    return np.mean(found, axis=0)
+    return np.mean([record["test_nats"] for record in records], axis=0)
 
 
 def paired_bootstrap(ours: Array, control: Array, seed: int = 0) -> dict[str, float]:

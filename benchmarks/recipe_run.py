@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.recipe_corpora import Cell, materialise
+from benchmarks.recipe_corpora import SPLITS, Cell, materialise
 from benchmarks.recipe_measure import window_losses
 from benchmarks.recipe_plans import plan_of, stage_of, toml_of
+from benchmarks.recipe_records import folder_of, published
 from benchmarks.recipe_trees import Values, recipe_named
 from ract.checkpoint.directory import write_text
 from ract.checkpoint.lineage import Lineage, read_lineage
@@ -67,19 +68,24 @@ class Spec:
         return toml_of(plan_of(recipe, setting, self.values, files, seed=self.seed, fraction=self.fraction))
 
     @property
+    def identity(self) -> str:
+        """The plan as it is on every machine: the texts by name, not by where they lie."""
+        return self.plan({split: Path(f"{self.cell.corpus}/{split}") for split in SPLITS})
+
+    @property
     def flops(self) -> float:
         """What the run may spend."""
         return self.cell.setting.flops * self.fraction * self.values.share
 
 
-def result_of(spec: Spec, work: Path, data: Path | None) -> dict[str, Any] | None:
-    """The record of *spec* if it is finished, with the plan that would be asked for now; else None."""
+def result_of(spec: Spec, work: Path) -> Mapping[str, Any] | None:
+    """The record of *spec* if it is finished, in *work* or as published, by the plan asked for now; else None."""
     file = spec.folder(work) / RESULT
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return found if found.get("plan") == spec.plan(files_of(spec.cell, data, work)) else None
+        found = {} if spec.trial else published(folder_of(spec.cell.setting.scale)).get(spec.name, {})
+    return found if found.get("plan") == spec.identity else None
 
 
 def files_of(cell: Cell, data: Path | None, work: Path) -> dict[str, Path]:
@@ -117,8 +123,8 @@ def carry_out(spec: Spec, work: Path, data: Path | None) -> dict[str, Any]:
         "final": run.graph.final,
         "device": device_name(),
         "nodes": nodes,
-        "plan": text,
-        "losses": _losses(spec, run, files, folder),
+        "plan": spec.identity,
+        **_losses(spec, run, files),
     }
     write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
     (folder / PROGRESS).unlink(missing_ok=True)
@@ -155,8 +161,8 @@ def _processor_seconds(lineage: Lineage, file: Path) -> float:
     return max(lineage.cost.seconds, cost["wall"]) * cost["processor"] / cost["wall"]
 
 
-def _losses(spec: Spec, run: Run, files: Mapping[str, Path], folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """By node and split: nats a token and bits a byte; what each window has is kept in ``<node>-<split>.npz``.
+def _losses(spec: Spec, run: Run, files: Mapping[str, Path]) -> dict[str, Any]:
+    """``losses``: by node and split, nats a token and bits a byte. ``test_nats``: the final node's on each test window.
 
     Measured are the final node and, where it was distilled, its teacher and the first leaf. A trial of the tuning
     stage never sees the test text.
@@ -165,16 +171,17 @@ def _losses(spec: Spec, run: Run, files: Mapping[str, Path], folder: Path) -> di
     names = {"final": graph.final}
     if graph[graph.final].method == "distill":
         names |= {"teacher": graph[graph.final].teachers[0], "leaf": next(n.name for n in graph if n.method == "leaf")}
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    losses: dict[str, dict[str, dict[str, float]]] = {}
+    by_window: dict[str, list[float]] = {}
     for role, name in names.items():
-        found[role] = {}
+        losses[role] = {}
         for split in ("valid",) if spec.trial else ("valid", "test"):
             windows = window_losses(run.directories[name], [str(files[split])])
-            nats, tokens, size = (windows[key] for key in ("nats", "tokens", "bytes"))
-            np.savez_compressed(folder / f"{role}-{split}.npz", nats=nats, tokens=tokens, bytes=size)
-            total, count = nats.sum(), tokens.sum()
-            found[role][split] = {"nats_per_token": total / count, "bits_per_byte": total / np.log(2) / size.sum()}
-    return found
+            nats, tokens, size = (windows[key].sum() for key in ("nats", "tokens", "bytes"))
+            losses[role][split] = {"nats_per_token": nats / tokens, "bits_per_byte": nats / np.log(2) / size}
+            if (role, split) == ("final", "test"):
+                by_window["test_nats"] = [round(float(one), 2) for one in windows["nats"]]
+    return {"losses": losses, **by_window}
 
 
 class _InThisProcess:

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def run_all(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | No
     """
     for place in {spec.cell.name: spec.cell for spec in specs}.values():
         files_of(place, data, work)
-    waiting = [spec for spec in specs if result_of(spec, work, data) is None]
+    waiting = [spec for spec in specs if result_of(spec, work) is None]
     if not waiting:
         return []
     count, finished, reported = jobs or _own_processors(), len(specs) - len(waiting), 0.0
@@ -144,11 +144,11 @@ def speed_of(work: Path) -> float:
     return min(speeds.values(), default=_ASSUMED_FLOPS_PER_SECOND) if speeds else _ASSUMED_FLOPS_PER_SECOND
 
 
-def listing(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | None) -> str:
+def listing(specs: Sequence[Spec], work: Path, jobs: int | None) -> str:
     """The runs with their state, budget and expected time, and the sum of what is left."""
     speed, rows, left = speed_of(work), [], 0.0
     for spec in specs:
-        done = result_of(spec, work, data) is not None
+        done = result_of(spec, work) is not None
         stale = (spec.folder(work) / RESULT).is_file()
         share = 1.0 if done else 0.0 if stale else _share(spec, work)
         left += spec.flops * (1 - share)
@@ -159,7 +159,7 @@ def listing(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | No
     return "\n".join([*rows, f"{tail} on {count} processors at {show_count(speed)} FLOPs a second each"])
 
 
-def results_of(specs: Sequence[Spec], work: Path, data: Path | None) -> list[tuple[Spec, dict[str, Any]]]:
+def results_of(specs: Sequence[Spec], work: Path) -> list[tuple[Spec, Mapping[str, Any]]]:
     """Those of *specs* that are finished, with their records."""
-    found = ((spec, result_of(spec, work, data)) for spec in specs)
+    found = ((spec, result_of(spec, work)) for spec in specs)
     return [(spec, record) for spec, record in found if record is not None]

@@ -39,10 +39,10 @@ def tune(searches: Sequence[Search], work: Path, data: Path | None, jobs: int | 
         run_all([spec for specs in trials.values() for spec in specs], work, data, jobs)
         for key, specs in trials.items():
             tried[key] |= {spec.name: spec for spec in specs}
-            best[key] = min(specs, key=lambda spec: valid_loss(spec, work, data)).values
-            if math.isinf(min(valid_loss(spec, work, data) for spec in specs)):
+            best[key] = min(specs, key=lambda spec: valid_loss(spec, work)).values
+            if math.isinf(min(valid_loss(spec, work) for spec in specs)):
                 raise RactError(f"no trial of {key} ended", "See their logs; the same command goes on")
-    found = {search.key: _record(search, best[search.key], tried[search.key], work, data) for search in searches}
+    found = {search.key: _record(search, best[search.key], tried[search.key], work) for search in searches}
     file = work / "tuning.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     write_text(file, json.dumps({**known, **found}, indent=1) + "\n")
@@ -54,16 +54,16 @@ def candidates(values: Values, name: str, options: Sequence[Any]) -> list[Values
     return list(dict.fromkeys(replace(values, **{name: option}) for option in options))
 
 
-def valid_loss(spec: Spec, work: Path, data: Path | None) -> float:
+def valid_loss(spec: Spec, work: Path) -> float:
     """What *spec* reached on the valid text, in nats a token; infinite where it failed (it may have diverged)."""
-    record = result_of(spec, work, data)
+    record = result_of(spec, work)
     return record["losses"]["final"]["valid"]["nats_per_token"] if record else math.inf
 
 
-def _record(search: Search, values: Values, tried: dict[str, Spec], work: Path, data: Path | None) -> dict[str, Any]:
+def _record(search: Search, values: Values, tried: dict[str, Spec], work: Path) -> dict[str, Any]:
     trials = []
     for spec in tried.values():
-        record = result_of(spec, work, data)
+        record = result_of(spec, work)
         if record is None:  # it diverged; what it took until then is not counted
             trials.append({"values": asdict(spec.values), "valid_nats_per_token": None, "flops": 0.0})
             continue

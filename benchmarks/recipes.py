@@ -9,9 +9,9 @@ Every run may take the same FLOPs by construction (a single model may choose few
 teachers, the search for α and healing are counted, and a node that two recipes share is trained once and charged to
 both. Not counted are the measurements on valid text during training. FOLDER holds ``lm/NAME/{train,valid,test}.txt``;
 it is read in place. ``--tune`` first searches the values of both sides on valid text, with a seed of its own. Test
-text is read once a run, after it. The results of the whole matrix go to ``benchmarks/results/recipes.json``,
-everything else to the work folder; ``--collect`` writes what is finished so far. Stop it at will; the same command
-goes on.
+text is read once a run, after it. The results of the whole matrix go to ``benchmarks/results/recipes.json``, the runs
+themselves to ``recipe-runs`` beside it, everything else to the work folder; ``--collect`` writes what is finished so
+far. Stop it at will; the same command goes on, there or on another machine with what is published.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def _carry_out(options: argparse.Namespace) -> int:
-    from benchmarks import recipe_results, recipe_schedule, recipe_tables, recipe_tuning
+    from benchmarks import recipe_records, recipe_results, recipe_schedule, recipe_tables, recipe_tuning
 
     if options.docs:
         recipe_tables.write_docs(options.out.parent if options.out else RESULTS.parent, options.docs)
@@ -87,15 +87,17 @@ def _carry_out(options: argparse.Namespace) -> int:
     every = [tuned(spec, tuning) for spec in matrix(options.corpora, options.seeds, options.scale)]
     specs = [tuned(spec, tuning) for spec in chosen(every, options.only, options.scale)]
     if options.list:
-        print(recipe_schedule.listing(specs, work, data, jobs))
+        print(recipe_schedule.listing(specs, work, jobs))
         return 0
     failed = [] if options.collect else recipe_schedule.run_all(specs, work, data, jobs)
     known = {spec.name: spec for spec in [*every, *specs]}
-    records = recipe_schedule.results_of(list(known.values()), work, data)
-    found = recipe_results.results(records, work, tuning)
+    records = recipe_schedule.results_of(list(known.values()), work)
+    found = recipe_results.results(records, tuning)
     found["scale"] = options.scale
     found["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     out = options.out or _place(options)
+    if out.parent == RESULTS.parent:
+        recipe_records.publish([record for _, record in records], recipe_records.folder_of(options.scale))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(recipe_tables.tables(found, "en"))
