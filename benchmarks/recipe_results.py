@@ -72,6 +72,7 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
     parts = {role: losses[role]["test"]["nats_per_token"] for role in ("teacher", "leaf") if role in losses}
     return {
         "seed": record["seed"],
+        "device": record["device"],
         "valid": losses["final"]["valid"]["nats_per_token"],
         "test": losses["final"]["test"]["nats_per_token"],
         "test_bits_per_byte": losses["final"]["test"]["bits_per_byte"],

@@ -112,8 +112,9 @@ def _verdict(against: Results | None, target: float, language: str) -> str:
 
 
 def _cell(name: str, one: Results, language: str, scale: float) -> str:
+    devices = sorted({run["device"] for values in one["recipes"].values() for run in values["runs"]})
     text = WORDS["cell"][language].format(
-        name=name, budget=show_count(one["budget"]), tokens=show_count(one["train_tokens"])
+        name=name, budget=show_count(one["budget"]), tokens=show_count(one["train_tokens"]), devices=", ".join(devices)
     )
     rows = []
     for recipe, values in one["recipes"].items():

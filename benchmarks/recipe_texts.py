@@ -71,8 +71,8 @@ WORDS: dict[str, dict[str, str]] = {
     "data": {"en": "Data-limited", "zh": "数据受限"},
     "scale": {"en": "budget × {scale:g}", "zh": "预算 × {scale:g}"},
     "cell": {
-        "en": "**{name}**: {budget} FLOPs a run, {tokens} training tokens.",
-        "zh": "**{name}**：每次运行 {budget} FLOPs，训练文本 {tokens} 个词元。",
+        "en": "**{name}**: {budget} FLOPs a run, {tokens} training tokens; made on: {devices}.",
+        "zh": "**{name}**：每次运行 {budget} FLOPs，训练文本 {tokens} 个词元；机器：{devices}。",
     },
     "ours": {"en": "ours", "zh": "我们的"},
     "control": {"en": "control {number}", "zh": "对照 {number}"},

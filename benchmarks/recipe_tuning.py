@@ -75,6 +75,7 @@ def _record(search: Search, values: Values, tried: dict[str, Spec], work: Path) 
                 "flops": record["flops"],
                 "parameters": record["parameters"],
                 "processor_seconds": seconds,
+                "device": record["device"],
             }
         )
     return {

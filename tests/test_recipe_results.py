@@ -95,7 +95,8 @@ def test_windows_sum_to_what_the_evaluation_says(tmp_path: Path) -> None:
 
 
 def run(seed: int, loss: float) -> dict[str, Any]:
-    return {"seed": seed, "valid": loss, "test": loss, "test_bits_per_byte": loss / 2, "flops": 1e12}
+    losses = {"valid": loss, "test": loss, "test_bits_per_byte": loss / 2}
+    return {"seed": seed, "device": "a machine", **losses, "flops": 1e12}
 
 
 def recipe(losses: list[float], **more: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,11 @@ def device_name() -> str:
     """What to call :func:`best_device` in a record."""
     if best_device().type == "cuda":
         return torch.cuda.get_device_name()
-    return platform.processor() or platform.machine()
+    try:  # what Linux knows better than Python
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def has_native_bf16(device: torch.device) -> bool:
