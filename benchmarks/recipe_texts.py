@@ -25,8 +25,8 @@ corpus `stdlib`, this Python's standard library, needs none).
   text of the kind. Other seeds are another matter: see the spread.
 - **Both sides are tuned** over the same grid, with a seed that no reported run has, where the tuning table below lists
   the corpus or its class. Controls that are trees (one block, hops, ensemble, merge) take the values of our side.
-- **`--quick`** runs two seeds on `stdlib`, this Python's standard library. It is a demonstration, not evidence: nothing is
-  tuned on it, and its values were set by hand after pilots with seed 0.
+- **`--quick`** runs two seeds on `stdlib`, this Python's standard library. It shows the way and
+  proves nothing: nothing is tuned on it, and its values were set by hand after pilots with seed 0.
 - **one worker, four workers**: the sum of the processor seconds of all nodes, and the critical path of the same
   measured node times on four processors (list scheduling). The four are computed, not run.
 """,

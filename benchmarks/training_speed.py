@@ -35,7 +35,7 @@ from ract.train.node import TrainingRun
 from ract.train.objectives import NextToken
 
 RESULTS = Path(__file__).parent / "results" / "training_speed.json"
-SHAPES = {"1.7 M (quickstart)": (2048, 128, 8), "4.0 M": (4096, 192, 8), "14 M": (4096, 384, 8)}
+SHAPES = {"1.7 M": (2048, 128, 8), "4.0 M": (4096, 192, 8), "14 M": (4096, 384, 8)}
 
 
 class Windows(torch.utils.data.Dataset):
