@@ -18,7 +18,9 @@ from ract.plan.graph import TrainSpec
 from ract.train.losses import distillation_loss, squared_norm
 from ract.train.node import Teachers, TrainingRun
 from ract.train.objectives import NextToken
+from ract.train.replay import can_be_replayed
 from ract.train.state import load_checkpoint
+from tests.pico import pico
 
 SHAPE = derive_shape(64, 32, 2)
 
@@ -173,3 +175,8 @@ def test_a_taught_run_moves_towards_its_teacher(tokens: np.ndarray) -> None:
                 distillation_loss(student(windows).logits[0], [teacher(windows).logits[0]], [1.0], 1.0).item()
             )
     assert distances[1] < distances[0]
+
+
+def test_only_models_without_routing_are_replayed() -> None:
+    assert can_be_replayed(model(), pico("Llama"))
+    assert not can_be_replayed(model(), pico("Mixtral"))

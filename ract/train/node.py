@@ -26,7 +26,7 @@ from ract.train.dropout import residual_dropout
 from ract.train.losses import distillation_loss, squared_norm
 from ract.train.objectives import Objective
 from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimizers, set_lr, wsd_multiplier
-from ract.train.replay import ReplayedPass
+from ract.train.replay import ReplayedPass, can_be_replayed
 from ract.train.state import Progress, load_checkpoint, save_checkpoint
 
 _PLAIN_ATTENTION = ("qwen3", "qwen3_moe", "llama", "mixtral", "modernbert", "bert", "marian")
@@ -88,8 +88,8 @@ class TrainingRun:
         self.average = AveragedModel(self.plain, multi_avg_fn=get_ema_multi_avg_fn(spec.ema)) if averaging else None
         self.best: dict[str, torch.Tensor] = {}
         self.progress = Progress()
-        # One process and batches of one shape: the pass can be captured once.
-        self._replays = self.device.type == "cuda" and self.accelerator.num_processes == 1 and objective.one_shape
+        alone = self.device.type == "cuda" and self.accelerator.num_processes == 1
+        self._replays = alone and objective.one_shape and can_be_replayed(self.plain, *self.teachers.models)
         self._pass: ReplayedPass | None = None
         self.draws = spec.dropout > 0 or _draws_at_random(self.plain)
 
