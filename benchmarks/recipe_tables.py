@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.recipe_corpora import BUILT_IN
 from benchmarks.recipe_matrix import LEAD
 from benchmarks.recipe_results import fit_log
-from benchmarks.recipe_texts import HEAD, WORDS
+from benchmarks.recipe_texts import HEAD, WHEN, WORDS
 from benchmarks.recipe_trees import Recipe, recipe_named
 from ract.checkpoint.directory import write_text
 from ract.errors import BadInput
@@ -57,7 +57,7 @@ def page_text(sets: Sequence[Results], language: str, nanogpt: Results | None = 
     """The whole page in *language* ("en" or "zh")."""
     from benchmarks.recipe_figures import figure_names
 
-    parts = [HEAD[language]]
+    parts = [HEAD[language], WHEN[language]]
     for found in sets:
         heading = f" ({WORDS['scale'][language].format(scale=found['scale'])})" if len(sets) > 1 else ""
         parts.append(tables(found, language, heading))
@@ -84,13 +84,16 @@ def _short(found: Results, language: str, heading: str) -> str:
         ours = {r: v for r, v in one["recipes"].items() if "@" not in r and recipe_named(r).ours}
         if not ours:
             continue
-        best = min(ours, key=lambda recipe: ours[recipe]["valid"]["mean"])
-        row = [name, best]
-        first = control_one(one["recipes"], best)
-        for control, target in zip((first, "best-single"), TARGETS[one["setting"]], strict=True):
-            against = ours[best]["against"].get(control)
-            row += [control, _difference(against), _verdict(against, target, language)]
-        rows.append(row)
+        size = one["recipes"]["single"]["parameters"] if "single" in one["recipes"] else 0
+        given = {r: v for r, v in ours.items() if math.isclose(v["parameters"], size, rel_tol=0.01)}
+        shown = [min(some, key=lambda r, some=some: some[r]["valid"]["mean"]) for some in (ours, given) if some]
+        for best in dict.fromkeys(shown):
+            first = control_one(one["recipes"], best)
+            row = [name, best]
+            for control, target in zip((first, "best-single"), TARGETS[one["setting"]], strict=True):
+                against = ours[best]["against"].get(control)
+                row += [control, _difference(against), _verdict(against, target, language)]
+            rows.append(row)
     head = ["cell", "ours", "control 1", "against it", "target", "control 2", "against it", "target"]
     return _section("short", "short_text", _table(head, rows), language, heading) if rows else ""
 

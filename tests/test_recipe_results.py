@@ -155,6 +155,14 @@ def test_targets_are_judged_from_the_interval(results: dict[str, Any]) -> None:
     assert "50%" in text and "40%" in text  # what the student keeps
 
 
+def test_the_best_of_the_given_size_stands_beside_the_best(results: dict[str, Any]) -> None:
+    against = {"single": {"seeds": [0, 1], "difference": -0.02, "low": -0.025, "high": -0.015}}
+    results["cells"]["mine/data"]["recipes"]["stack"] = recipe([3.0, 3.1], against=against)
+    rows = [line for line in tables(results, "en").splitlines() if line.startswith("| mine/data | ")][:2]
+    assert rows[0].startswith("| mine/data | ensemble-distil | child-alone |")
+    assert rows[1].startswith("| mine/data | stack | single | -2.0% [-2.5%, -1.5%] | ≤ -4%: missed | best-single | – |")
+
+
 def test_both_languages_have_the_same_numbers(results: dict[str, Any]) -> None:
     def numbers(language: str) -> list[list[str]]:
         rows = [line for line in page_text([results], language).splitlines() if line.startswith("| ")]
