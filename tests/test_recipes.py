@@ -198,7 +198,7 @@ def test_tuning_keeps_the_best_of_each_coordinate_and_says_what_it_cost(
 def test_a_trial_that_diverges_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def outcome(spec: Spec, work: Path) -> dict[str, Any] | None:
         loss = {"final": {"valid": {"nats_per_token": abs(spec.values.lr - 2.0) + spec.values.weight_decay}}}
-        record = {"losses": loss, "flops": 1.0, "parameters": 1, "nodes": {}}
+        record = {"losses": loss, "flops": 1.0, "parameters": 1, "device": "", "nodes": {}}
         return None if spec.values.lr > 2 else record
 
     monkeypatch.setattr(recipe_tuning, "run_all", lambda specs, work, data, jobs: [])
