@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
@@ -14,6 +16,7 @@ from ract.plan.quantities import show_count
 from ract.report.style import COLORS, axes_at, figure_style, new_figure, save
 
 _WIDTH, _LEFT, _RIGHT, _ROW = 8.4, 3.0, 0.2, 0.2  # inches
+_NAME_POINTS = 7.0  # from one name to the next
 _CONTROLS = ("single", "best-single")
 Results = Mapping[str, Any]
 
@@ -103,13 +106,6 @@ def _curve_figure(cells: Mapping[str, Results]) -> Figure:
             axes.plot(
                 [values["flops"]], [values["test"]["mean"]], color=COLORS["heal" if ours else "branch"], marker="o"
             )
-            axes.annotate(
-                recipe,
-                (values["flops"], values["test"]["mean"]),
-                xytext=(4, 2),
-                textcoords="offset points",
-                fontsize=6,
-            )
         axes.set_xscale("log")
         axes.set_yscale("log")
         ticks = [point["flops"] for point in one["curve"]]
@@ -117,7 +113,29 @@ def _curve_figure(cells: Mapping[str, Results]) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+        _name_points(axes, one["recipes"])
         axes.set_title(name, fontsize=8)
         axes.set_xlabel("FLOPs")
         axes.set_ylabel("test, nats a token")
     return figure
+
+
+def _name_points(axes: Axes, recipes: Results) -> None:
+    """Names beside the points, on the left of the last ones, moved up where they would lie on each other."""
+    points = {
+        name: (v["flops"], v["test"]["mean"]) for name, v in recipes.items() if name.partition("@")[0] != "single"
+    }
+    right, scale = axes.get_xlim()[1], 72 / axes.figure.dpi
+    above: dict[bool, float] = {}
+    for name, point in sorted(points.items(), key=lambda item: item[1][1]):
+        last = point[0] * 1.15 > right
+        own = axes.transData.transform(point)[1] * scale
+        above[last] = max(own, above.get(last, -math.inf) + _NAME_POINTS)
+        axes.annotate(
+            name,
+            point,
+            xytext=(-6 if last else 6, above[last] - own - 2),
+            textcoords="offset points",
+            horizontalalignment="right" if last else "left",
+            fontsize=6,
+        )
