@@ -254,20 +254,15 @@ class _Progress(Watcher):
         write_text(self.file, json.dumps(state | {"seconds": self.written - self.begun}))
 
 
-def serve(asked: Mapping[str, Any]) -> int:
-    """Carry out the run described by *asked* in a process of the scheduler's; what it prints goes to the run's log.
+def serve(spec: Spec, work: Path, data: Path | None) -> int:
+    """Carry out *spec* in a process of the scheduler's; what it prints goes to the run's log.
 
     Returns an exit code: a failure is one run's, and the process goes on to the next.
     """
-    from benchmarks.recipe_corpora import cell
-
     torch.set_num_threads(1)
-    place = cell(asked["corpus"], asked["setting"], asked["scale"])
-    spec = Spec(place, asked["recipe"], asked["seed"], Values(**asked["values"]), asked["fraction"], asked["trial"])
-    work = Path(asked["work"])
     with (spec.folder(work) / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
-            carry_out(spec, work, Path(asked["data"]) if asked["data"] else None)
+            carry_out(spec, work, data)
         except RactError as error:
             print(error, file=log)
             return error.exit_code
@@ -275,14 +270,6 @@ def serve(asked: Mapping[str, Any]) -> int:
             traceback.print_exc(file=log)
             return 1
     return 0
-
-
-def asked_of(spec: Spec, work: Path, data: Path | None) -> dict[str, Any]:
-    """What :func:`serve` takes."""
-    values = {"corpus": spec.cell.corpus, "setting": spec.cell.setting.name, "scale": spec.cell.setting.scale}
-    values |= {"recipe": spec.recipe, "seed": spec.seed, "values": asdict(spec.values), "fraction": spec.fraction}
-    values |= {"trial": spec.trial, "work": str(work), "data": str(data) if data else ""}
-    return values
 
 
 def with_values(spec: Spec, values: Values) -> Spec:

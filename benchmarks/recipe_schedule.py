@@ -15,13 +15,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipe_run import LOG, PROGRESS, RESULT, Spec, asked_of, files_of, result_of, serve
+from benchmarks.recipe_run import LOG, PROGRESS, RESULT, Spec, files_of, result_of, serve
 from ract.checkpoint.directory import write_text
 from ract.plan.quantities import show_count, show_time
 from ract.runtime.machine import processors
+from ract.train.device import device_name
 from ract.tree.machine import training_speed
 
-_POLL_SECONDS, _REPORT_SECONDS = 0.5, 30.0
+_REPORT_SECONDS = 30.0
 _ASSUMED_FLOPS_PER_SECOND = 3e10
 
 
@@ -45,7 +46,7 @@ def run_all(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | No
             while waiting and len(under_way) < count:
                 spec = waiting.pop(_next(waiting, list(under_way.values())))
                 _prepare(spec, work)
-                under_way[pool.submit(serve, asked_of(spec, work, data))] = spec
+                under_way[pool.submit(serve, spec, work, data)] = spec
             for future in wait(under_way, timeout=_REPORT_SECONDS, return_when=FIRST_COMPLETED).done:
                 spec, finished = under_way.pop(future), finished + 1
                 if future.result():
@@ -134,8 +135,9 @@ def speed_of(work: Path) -> float:
     spent = flops = 0.0
     for result in work.glob(f"*/*/*/{RESULT}"):
         record = json.loads(result.read_text(encoding="utf-8"))
-        spent += sum(node["processor_seconds"] for node in record["nodes"].values())
-        flops += record["flops"]
+        if record["device"] == device_name():  # results made elsewhere say nothing about this machine
+            spent += sum(node["processor_seconds"] for node in record["nodes"].values())
+            flops += record["flops"]
     if spent:
         work.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(flops / spent))

@@ -24,12 +24,13 @@ import signal
 import sys
 from pathlib import Path
 
+from benchmarks import recipe_records
 from benchmarks.recipe_corpora import BUILT_IN
 from benchmarks.recipe_matrix import CORPORA, SEEDS, chosen, matrix, read_tuning, searches, tuned
 from ract.checkpoint.directory import write_text
 from ract.errors import RactError
 
-RESULTS = Path(__file__).parent / "results" / "recipes.json"
+RESULTS = recipe_records.RESULTS / "recipes.json"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +68,7 @@ def main() -> int:
 
 
 def _carry_out(options: argparse.Namespace) -> int:
-    from benchmarks import recipe_records, recipe_results, recipe_schedule, recipe_tables, recipe_tuning
+    from benchmarks import recipe_results, recipe_schedule, recipe_tables, recipe_tuning
 
     if options.docs:
         recipe_tables.write_docs(options.out.parent if options.out else RESULTS.parent, options.docs)

@@ -26,6 +26,7 @@ from benchmarks.recipe_corpora import (
     sources,
 )
 from benchmarks.recipe_matrix import CORPORA, Search, chosen, matrix, searches, spec_named, tuned
+from benchmarks.recipe_measure import window_losses
 from benchmarks.recipe_plans import graph_of, plan_of, stage_of, toml_of
 from benchmarks.recipe_run import RESULT, Spec, carry_out, result_of
 from benchmarks.recipe_schedule import listing, run_all
@@ -165,7 +166,11 @@ def test_a_run_is_measured_shared_and_only_read_when_finished(pico: Cell, tmp_pa
     assert record["losses"]["final"]["test"]["nats_per_token"] < np.log(300)
     assert record["flops"] <= record["budget"]
     assert all(node["processor_seconds"] >= 0 for node in record["nodes"].values())
-    assert len(record["test_nats"]) > 3 and min(record["test_nats"]) > 0
+    final = next((work / "mine" / "data" / "nodes").glob(f"{record['final']}-*"))
+    windows = window_losses(final, [str(data / "mine" / "test.txt")])
+    assert record["test_nats"] == pytest.approx(windows["nats"], abs=0.01)
+    per_token = sum(record["test_nats"]) / windows["tokens"].sum()
+    assert per_token == pytest.approx(record["losses"]["final"]["test"]["nats_per_token"], rel=1e-4)
     leaves = {path: path.stat().st_mtime_ns for path in (work / "mine" / "data" / "nodes").glob("leaf-of-*")}
     carry_out(students, work, data)
     assert leaves == {p: p.stat().st_mtime_ns for p in (work / "mine" / "data" / "nodes").glob("leaf-of-*")}
