@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import tempfile
 import time
 from dataclasses import replace
@@ -32,6 +31,7 @@ from ract.cost import Shape
 from ract.data.heldout import load_batches
 from ract.model.anatomy import anatomy
 from ract.model.compact import new_compact_transformer
+from ract.train.device import processor_name
 
 SHAPE = Shape(512, 64, 2, 4, 2, 16, 192)
 
@@ -102,7 +102,7 @@ def _measure(folder: Path, paths: dict[str, Path], stories: Path) -> dict[str, A
         "the same branches, the units of one shuffled": compare(paths["branch 0"], hidden, batches=test),
     }
     return {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {"processor": processor_name(), "threads": torch.get_num_threads()},
         "model": {"hidden_size": SHAPE.hidden_size, "num_hidden_layers": SHAPE.num_hidden_layers, "vocab_size": 512},
         "two_seeds_by_alignment": lines,
         "two_seeds_as_ensemble": {"loss": round(mean_loss(load(members), test), 4)},

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.application_pages import write_docs
+from ract.train.device import processor_name
 
 PLANS = Path(__file__).parent / "applications"
 RESULTS = Path(__file__).parent / "results" / "applications.json"
@@ -109,7 +109,7 @@ def main() -> None:
                 made = build(row, seed, options.data, options.work)
                 others = [run for run in results["rows"].get(row, []) if run["seed"] != seed]
                 results["rows"][row] = sorted([*others, made], key=lambda run: run["seed"])
-                results["machine"] = {"processor": platform.machine(), "cores": os.cpu_count()}
+                results["machine"] = {"processor": processor_name(), "cores": os.cpu_count()}
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     else:

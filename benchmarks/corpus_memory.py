@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ract.data.corpus import documents
+from ract.train.device import processor_name
 
 PREPARE = """
 import sys
@@ -51,7 +52,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     result = {
         "what": "peak anonymous memory of ract.data.tokens.prepare, vocabulary 4,096",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{processor_name()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "rows": rows,
     }

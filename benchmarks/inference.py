@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from typing import Any
 
 from benchmarks.inference_models import prepare
 from benchmarks.inference_pages import BASELINE, table, write_docs
+from ract.train.device import processor_name
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 PRECISIONS = ("fp32", "int8", "int4")
@@ -107,7 +107,7 @@ def run_of(
 ) -> dict[str, Any]:
     """All *exports* measured beside ``transformers``, with each of *counts* threads."""
     return {
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": {"processor": processor_name(), "cores": os.cpu_count()},
         "rounds": rounds,
         "load_before": os.getloadavg()[0],
         "bytes_per_second": _child(sys.executable, "bandwidth")["bytes_per_second"],

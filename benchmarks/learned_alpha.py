@@ -26,6 +26,7 @@ from ract.aggregate.weights import learn
 from ract.cost import Shape
 from ract.data.heldout import load_batches
 from ract.model.compact import new_compact_transformer
+from ract.train.device import processor_name
 
 SHAPE = Shape(4096, 512, 6, 8, 4, 64, 1408)
 DOMAINS = ("stories", "wikipedia", "medical", "reviews")
@@ -42,7 +43,8 @@ def main() -> None:
         if not (folder / DOMAINS[-1]).exists():
             _train(folder)
         results = {
-            "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+            "machine": {"processor": processor_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+            "torch": torch.__version__,
             "models": list(DOMAINS),
             "measured_on": list(MEASURED),
             "runs": [_run([folder / domain for domain in DOMAINS], per) for per in args.per],

@@ -30,6 +30,7 @@ import torch
 
 from ract.checkpoint.tensors import TensorReader
 from ract.checkpoint.writer import write_tensors
+from ract.train.device import processor_name
 
 RESULTS = Path(__file__).parent / "results" / "merging.json"
 # Llama shapes of the wanted size: (children, dtype, hidden, intermediate, layers, vocabulary).
@@ -314,7 +315,7 @@ def main() -> None:
     }
     record = {
         "machine": {
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "load_before": load,
         },

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from benchmarks.recipe_corpora import BUILT_IN
 from benchmarks.recipe_matrix import CORPORA, SEEDS, chosen, matrix, read_tuning, searches, tuned
 from ract.checkpoint.directory import write_text
 from ract.errors import RactError
+from ract.train.device import processor_name
 
 RESULTS = recipe_records.RESULTS / "recipes.json"
 
@@ -98,7 +98,7 @@ def _carry_out(options: argparse.Namespace) -> int:
     records = recipe_schedule.results_of(list(known.values()), work)
     found = recipe_results.results(records, tuning)
     found["scale"] = options.scale
-    found["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    found["machine"] = {"processor": processor_name(), "cores": os.cpu_count()}
     out = options.out or _place(options)
     if out.parent == RESULTS.parent:
         recipe_records.publish([record for _, record in records], recipe_records.folder_of(options.scale))

@@ -17,8 +17,11 @@ def best_device() -> torch.device:
 
 def device_name() -> str:
     """What to call :func:`best_device` in a record."""
-    if best_device().type == "cuda":
-        return torch.cuda.get_device_name()
+    return torch.cuda.get_device_name() if best_device().type == "cuda" else processor_name()
+
+
+def processor_name() -> str:
+    """What to call this machine's processor in a record."""
     try:  # what Linux knows better than Python
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
