@@ -140,7 +140,7 @@ def _beginning(record: Record, baseline: NodeRecord) -> str:
     if start.method == "base":
         return "the same checkpoint"
     shared = any(start.name in node.parents for node in record.tree)
-    return "the same pre-training" if shared else "pre-training of its own"
+    return "the same pre-trained model" if shared else "a pre-trained model of its own"
 
 
 def _compared(record: Record, final: NodeRecord, other: NodeRecord) -> str:
