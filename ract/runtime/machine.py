@@ -25,6 +25,11 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_busy() -> bool:
+    """Whether other work takes more than half of the processors: a speed measured now is too low. False if unknown."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
+
+
 def cache_folder() -> Path:
     """Where what was measured on this machine is kept: ``ract`` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")

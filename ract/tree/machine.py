@@ -10,7 +10,7 @@ from ract.checkpoint.directory import write_text
 from ract.cost import machine_memory_bytes
 from ract.errors import BadInput
 from ract.plan.graph import Graph, Node
-from ract.runtime.machine import cache_folder, calm_environment, fingerprint, processors
+from ract.runtime.machine import cache_folder, calm_environment, fingerprint, is_busy, processors
 
 _SHARE_OF_MEMORY = 0.85
 
@@ -68,11 +68,13 @@ def training_speed(threads: int, *, measure: bool = True) -> dict[str, float] | 
     """FLOP/s of a training step here by model width (``{"64": …}``), on *threads* threads.
 
     Measured once in a process of its own (a few seconds) and kept in the user's cache folder; None without torch, or
-    where nothing is cached and *measure* is off.
+    where nothing is cached and *measure* is off. What was measured beside other work serves only while there is such.
     """
-    file = cache_folder() / f"speed-{fingerprint(threads)}.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+    kept, rough = (cache_folder() / f"{kind}-{fingerprint(threads)}.json" for kind in ("speed", "speed-busy"))
+    busy = is_busy()
+    for file in (kept, rough) if busy or not measure else (kept,):
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
     if not measure:
         return None
     command = [sys.executable, "-m", "ract.train.calibrate", str(threads)]
@@ -80,8 +82,8 @@ def training_speed(threads: int, *, measure: bool = True) -> dict[str, float] | 
     if done.returncode != 0:
         return None
     speeds = json.loads(done.stdout.strip().splitlines()[-1])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(speeds))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_text(rough if busy else kept, json.dumps(speeds))
     return speeds
 
 
