@@ -28,6 +28,7 @@ CORE = {
 EXTENDED = {"compute": (ENGLISH[0],), "data": (ENGLISH[0],)}
 CURVED = (ENGLISH[0], CHINESE)
 CURVE = {"compute": (("single", 0.5), ("single", 2.0), ("stack", 0.6)), "data": ()}
+SIDE_BY_SIDE = {"compute": ("ensemble",), "data": ()}  # what gains from workers, where a curve tells the time it saves
 QUICK = {
     "compute": ("single", "stack"),
     "data": ("single", "child-alone", "ensemble-distil"),
@@ -110,6 +111,7 @@ def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterat
                 core = QUICK[setting] if corpus == BUILT_IN else CORE[setting]
                 extended = corpus in EXTENDED[setting]
                 more = [name for name, one in RECIPES.items() if extended and setting in one.settings]
+                more += SIDE_BY_SIDE[setting] if corpus in CURVED else ()
                 for name in dict.fromkeys([*core, *more]):
                     yield Spec(place, name, seed)
                 if number == 0 and corpus in CURVED:
