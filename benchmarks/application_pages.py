@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Row:
     chinese: str
     minutes: int  # how long a seed takes on two idle cores
     claims: tuple[Claim, ...]
+    credit: str = ""  # whose sentences they are, where the licence lets some be shown; none are shown else
 
 
 _ABOVE_TFIDF = Claim("above TF-IDF", "高于 TF-IDF", lambda m: m["final"] > m[TFIDF])
@@ -74,10 +75,10 @@ ROWS = {
         (_ON_ITS_OWN, _ABOVE_SINGLE, _ABOVE_TFIDF),
     ),
     "multi30k": Row(
-        "Multi30k English → German, ≤ 8 M parameters", "Multi30k 英译德，参数不超过 8 M", 80,
+        "Multi30k English → German, ≤ 8 M parameters", "Multi30k 英译德，参数不超过 8 M", 50,
         (_at_least(37, " BLEU"), _ABOVE_SINGLE),
     ),
-    "tatoeba": Row("Tatoeba English → Chinese", "Tatoeba 英译中", 30, (_ABOVE_SINGLE,)),
+    "tatoeba": Row("Tatoeba English → Chinese", "Tatoeba 英译中", 30, (_ABOVE_SINGLE,), "Tatoeba, CC BY 2.0 FR"),
 }  # fmt: skip
 _TFIDF_CHINESE = "TF-IDF + 逻辑回归"
 _CHINESE = {
@@ -152,7 +153,7 @@ def _section(row: str, runs: list[dict[str, Any]], chinese: bool) -> str:
         _facts(row, runs, chinese),
         table(runs, _CHINESE if chinese else _ENGLISH, _header(metrics, chinese)),
         _marks(told, means, chinese),
-        _outputs(runs, chinese),
+        *_translations(runs, told, chinese),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -189,21 +190,20 @@ _TITLES = {
 }  # fmt: skip
 
 
-def _outputs(runs: list[dict[str, Any]], chinese: bool) -> str:
-    """Twenty translations of the first seed's final node, as they came."""
+def _translations(runs: list[dict[str, Any]], told: Row, chinese: bool) -> Iterator[str]:
+    """How BLEU was counted, and twenty translations of the first seed's final node, as they came."""
     final = runs[0]["nodes"][runs[0]["final"]]
-    if not final.get("outputs"):
-        return ""
-    signature = final["bleu_signature"]
-    told = f"sacrebleu: `{signature}`\n\n" + (
-        "二十条译文，未经挑选：" if chinese else "Twenty translations, not chosen:"
-    )
-    lines = ["| source | reference | output |", "|---|---|---|"]
-    if chinese:
-        lines[0] = "| 原文 | 参考译文 | 模型译文 |"
-    clean = [{key: text.replace("|", "\\|").strip() for key, text in one.items()} for one in final["outputs"]]
-    lines += [f"| {one['source']} | {one['reference']} | {one['output']} |" for one in clean]
-    return f"sacrebleu: `{signature}`\n\n{told}\n\n" + "\n".join(lines)
+    if "bleu_signature" in final:
+        yield f"sacrebleu: `{final['bleu_signature']}`"
+    if final.get("outputs") and told.credit:
+        yield (
+            f"二十条译文，未经挑选（句子：{told.credit}）："
+            if chinese
+            else (f"Twenty translations, not chosen (sentences: {told.credit}):")
+        )
+        lines = ["| 原文 | 参考译文 | 模型译文 |" if chinese else "| source | reference | output |", "|---|---|---|"]
+        clean = [{key: text.replace("|", "\\|").strip() for key, text in one.items()} for one in final["outputs"]]
+        yield "\n".join([*lines, *(f"| {one['source']} | {one['reference']} | {one['output']} |" for one in clean)])
 
 
 _HEAD = """# Sentiment analysis and translation: results
