@@ -61,7 +61,8 @@ def page_text(sets: Sequence[Results], language: str, nanogpt: Results | None = 
     for found in sets:
         heading = f" ({WORDS['scale'][language].format(scale=found['scale'])})" if len(sets) > 1 else ""
         parts.append(tables(found, language, heading))
-    parts += [f"![{name}](figures/{name}.svg)\n" for name in figure_names(sets)]
+    figures = [f"![{name}](figures/{name}.svg)\n" for name in figure_names(sets)]
+    parts += [f"{WORDS['figures_text'][language]}\n", *figures] if figures else []
     parts += [_scaling(sets, language), _nanogpt(nanogpt, language) if nanogpt else ""]
     return "\n".join(part for part in parts if part)
 

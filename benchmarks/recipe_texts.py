@@ -135,6 +135,13 @@ WORDS: dict[str, dict[str, str]] = {
         "zh": "达到同样测试损失所需的 FLOPs 占单个模型的比例，以及 N 个处理器的时间占它在一个处理器上时间的比例。"
         "由单个模型的几次独立运行读出，每次都衰减到底（对数坐标下连直线，两端最多外推四倍）。",
     },
+    "figures_text": {
+        "en": "Orange: ours; grey and blue: controls. In the first figures left of zero is better, the bars are 95% "
+        "intervals over the test windows; in the curves the line is the single model with other budgets, and what lies "
+        "below it has the same loss for less.",
+        "zh": "橙色：我们的；灰色和蓝色：对照。前几幅图中零的左边更好，横线是测试窗口上的 95% 区间；"
+        "曲线图中的线是单个模型在不同预算下的结果，线下方的点以更少的代价达到同样的损失。",
+    },
     "scaling": {"en": "Scaling on paper", "zh": "纸上的规模推算"},
     "scaling_text": {
         "en": "The saving of our leading recipe over the single model, fitted as a + b ln x over all runs; 95% "
