@@ -70,7 +70,7 @@ What the tables below say so far; the seeds stand in every row, and with one see
   first, stacked and healed is 4 to 5% better than the single model of that size on five corpora, 2% on tinyshakespeare.
   Two hops do nearly as well, three or a single block worse; a merge of branches loses to the single model.
 - **Compute is scarce and the size is free: train one model.** Growing it ties on the four English corpora and loses
-  0.5 and 0.7% on the other two.
+  0.5 and 0.6% on the other two.
 - **Text is scarce and compute is not: an ensemble of small leaves, distilled into one.** On the four English corpora
   and the Chinese one the student is better than its own ensemble, 3 to 5% better than one leaf with the whole budget,
   and 0.7 to 2.5% better than the better of the single models, which have four and eight times its parameters. On
@@ -88,7 +88,7 @@ What the tables below say so far; the seeds stand in every row, and with one see
   所以 `ract init` 不会造每个参数分不到 4 个词元的模型。
 - **算力稀缺，大小已定且对预算来说太大：堆叠一次。** 先训练四分之一的深度，堆叠后修复，在五个语料上比同样大小的单个模型
   好 4% 到 5%，在 tinyshakespeare 上好 2%。分两步几乎一样好，三步或从单个块开始更差；分支合并不如单个模型。
-- **算力稀缺，大小可选：训练一个模型。** 增长在四个英文语料上与之持平，在另外两个上差 0.5% 和 0.7%。
+- **算力稀缺，大小可选：训练一个模型。** 增长在四个英文语料上与之持平，在另外两个上差 0.5% 和 0.6%。
 - **文本稀缺而算力不缺：小叶子的集成，蒸馏成一个。** 在四个英文语料和中文语料上，学生胜过自己的集成，
   比用全部预算的单个叶子好 3% 到 5%，比参数为其四倍和八倍的单个模型中较好的好 0.7% 到 2.5%。
   在 tinyshakespeare 上它只与叶子持平，不蒸馏的集成好 5%。叶子要正则化（dropout 0.1），预算要够每个叶子训练到最好。
