@@ -196,11 +196,8 @@ def _translations(runs: list[dict[str, Any]], told: Row, chinese: bool) -> Itera
     if "bleu_signature" in final:
         yield f"sacrebleu: `{final['bleu_signature']}`"
     if final.get("outputs") and told.credit:
-        yield (
-            f"二十条译文，未经挑选（句子：{told.credit}）："
-            if chinese
-            else (f"Twenty translations, not chosen (sentences: {told.credit}):")
-        )
+        chosen = "二十条译文，未经挑选（句子：{}）：" if chinese else "Twenty translations, not chosen (sentences: {}):"
+        yield chosen.format(told.credit)
         lines = ["| 原文 | 参考译文 | 模型译文 |" if chinese else "| source | reference | output |", "|---|---|---|"]
         clean = [{key: text.replace("|", "\\|").strip() for key, text in one.items()} for one in final["outputs"]]
         yield "\n".join([*lines, *(f"| {one['source']} | {one['reference']} | {one['output']} |" for one in clean)])
