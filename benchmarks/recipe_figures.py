@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from benchmarks.recipe_scaling import Fit, Points, fits, is_time
 from benchmarks.recipe_trees import recipe_named
 from ract.plan.quantities import show_count
 from ract.report.style import COLORS, axes_at, figure_style, new_figure, save
@@ -18,17 +20,18 @@ from ract.report.style import COLORS, axes_at, figure_style, new_figure, save
 _WIDTH, _LEFT, _RIGHT, _ROW = 8.4, 3.0, 0.2, 0.2  # inches
 _NAME_POINTS = 7.0  # from one name to the next
 _CONTROLS = ("single", "best-single")
+SCALING = "recipes-scaling"
 Results = Mapping[str, Any]
 
 
 def figure_names(sets: Sequence[Results]) -> list[str]:
-    """The figures that can be drawn of *sets*: differences by setting and scale, then the curves."""
+    """The figures that can be drawn of *sets*: differences by setting and scale, the curves, and the fits."""
     names = []
     for found in sets:
         ending = "" if found["scale"] == 1 else f"-x{found['scale']:g}"
         names += [f"recipes-{s}{ending}" for s in ("compute", "data") if _rows(found, s)]
         names += [f"recipes-curve{ending}"] if _curves(found) else []
-    return names
+    return [*names, SCALING] if fits(sets) else names
 
 
 def draw(sets: Sequence[Results], folder: Path) -> None:
@@ -42,6 +45,8 @@ def draw(sets: Sequence[Results], folder: Path) -> None:
                     save(_differences(_rows(found, setting)), folder / f"recipes-{setting}{ending}.svg")
             if _curves(found):
                 save(_curve_figure(_curves(found)), folder / f"recipes-curve{ending}.svg")
+        if fits(sets):
+            save(_scaling_figure(fits(sets)), folder / f"{SCALING}.svg")
 
 
 def _rows(found: Results, setting: str) -> list[tuple[str, bool, Results]]:
@@ -139,3 +144,26 @@ def _name_points(axes: Axes, recipes: Results) -> None:
             horizontalalignment="right" if last else "left",
             fontsize=6,
         )
+
+
+def _scaling_figure(found: Mapping[str, tuple[Points, Fit]]) -> Figure:
+    """What is saved against what it depends on: the runs, the fitted curve and its 95% interval, a panel each."""
+    width, height, columns = (_WIDTH - 1.4) / 2, 2.2, 2
+    lines = -(-len(found) // columns)
+    figure = new_figure(_WIDTH, lines * (height + 0.8))
+    for number, (name, (points, fit)) in enumerate(found.items()):
+        row, column = divmod(number, columns)
+        bottom = (lines - 1 - row) * (height + 0.8) + 0.5
+        axes = axes_at(figure, 0.6 + column * (width + 0.7), bottom, width, height)
+        x = np.geomspace(min(points)[0], max(points)[0], 50)
+        axes.fill_between(x, *(100 * fit.band(x)), color=COLORS["heal"], alpha=0.2, linewidth=0)
+        axes.plot(x, 100 * fit.at(x), color=COLORS["heal"])
+        axes.plot(*zip(*((at, 100 * saving) for at, saving in points), strict=True), "o", color=COLORS["muted"])
+        axes.axhline(0, color=COLORS["muted"], linewidth=0.8)
+        axes.set_xscale("log")
+        ticks = sorted({at for at, _ in points}) if is_time(name) else np.geomspace(x[0], x[-1], 4)
+        axes.set_xticks(ticks, [show_count(float(f"{tick:.2g}")) for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(name)
+        axes.set_ylabel("time saved, %" if is_time(name) else "test loss lower by, %")
+    return figure

@@ -27,7 +27,10 @@ CORE = {
 # Where the other recipes run too, and where and at which budgets runs are made anew for a curve.
 EXTENDED = {"compute": (ENGLISH[0],), "data": (ENGLISH[0],)}
 CURVED = (ENGLISH[0], CHINESE)
-CURVE = {"compute": (("single", 0.5), ("single", 2.0), ("stack", 0.6)), "data": ()}
+CURVE = {
+    "compute": (("single", 0.5), ("single", 2.0), ("stack", 0.5), ("stack", 0.6), ("stack", 2.0)),
+    "data": (),
+}
 SIDE_BY_SIDE = {"compute": ("ensemble",), "data": ()}  # what gains from workers, where a curve tells the time it saves
 QUICK = {
     "compute": ("single", "stack"),

@@ -15,7 +15,7 @@ from benchmarks.recipe_run import Spec
 
 CONTROLS = ("single", "best-single", "child-alone", "one-block", "stack", "ensemble", "merge", "two-hops", "three-hops")
 WORKERS = (1, 2, 4, 8)
-_RESAMPLES, _INTERVAL = 2000, 0.95
+RESAMPLES, INTERVAL = 2000, 0.95
 _REACH = 4.0  # beyond so many times the last point no curve is followed
 
 Runs = Sequence[tuple[Spec, Mapping[str, Any]]]
@@ -137,9 +137,9 @@ def paired_bootstrap(ours: Array, control: Array, seed: int = 0) -> dict[str, fl
     *ours* and *control*: nats, shape (windows,). Negative is better (Efron and Tibshirani, 1993; paired as in Koehn,
     W04-3250). Says how sure the difference is on other text of the kind, not with other seeds: those are the spread.
     """
-    drawn = np.random.default_rng(seed).multinomial(len(ours), np.full(len(ours), 1 / len(ours)), size=_RESAMPLES)
+    drawn = np.random.default_rng(seed).multinomial(len(ours), np.full(len(ours), 1 / len(ours)), size=RESAMPLES)
     ratios = (drawn @ ours) / (drawn @ control) - 1
-    low, high = np.quantile(ratios, [(1 - _INTERVAL) / 2, (1 + _INTERVAL) / 2])
+    low, high = np.quantile(ratios, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     return {"difference": float(ours.sum() / control.sum() - 1), "low": float(low), "high": float(high)}
 
 
@@ -187,20 +187,3 @@ def _gain_kept(one: Mapping[str, Any], child: Mapping[str, Any] | None) -> dict[
         alone = child["test"]["mean"]
         kept["gain_kept_over_child_alone"] = (alone - student) / (alone - teacher)
     return kept
-
-
-def fit_log(points: Sequence[tuple[float, float]], seed: int = 0) -> dict[str, float] | None:
-    """``saving = a + b ln x`` by least squares, with a 95% interval of *b* from 2,000 resamples of the *points*.
-
-    None for fewer than three different x, or where they span less than a factor of four: nothing can be told then.
-    """
-    if len({x for x, _ in points}) < 3 or max(points)[0] / min(points)[0] < 4:
-        return None
-    x, y = np.log([x for x, _ in points]), np.array([y for _, y in points])
-    slope, intercept = np.polyfit(x, y, 1)
-    drawn = np.random.default_rng(seed).integers(len(x), size=(_RESAMPLES, len(x)))
-    drawn = drawn[np.ptp(x[drawn], axis=1) > 0]  # one x alone has no slope
-    centred = x[drawn] - x[drawn].mean(axis=1, keepdims=True)
-    slopes = (centred * y[drawn]).sum(axis=1) / (centred**2).sum(axis=1)
-    low, high = np.quantile(slopes, [(1 - _INTERVAL) / 2, (1 + _INTERVAL) / 2])
-    return {"a": float(intercept), "b": float(slope), "low": float(low), "high": float(high), "points": len(x)}

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recipe_corpora import BUILT_IN
-from benchmarks.recipe_matrix import LEAD
-from benchmarks.recipe_results import fit_log
+from benchmarks.recipe_scaling import check_rows, scaling_rows
 from benchmarks.recipe_texts import HEAD, WHEN, WORDS
 from benchmarks.recipe_trees import Recipe, recipe_named
 from ract.checkpoint.directory import write_text
@@ -55,13 +54,13 @@ def nanogpt_of(folder: Path) -> Results | None:
 
 def page_text(sets: Sequence[Results], language: str, nanogpt: Results | None = None) -> str:
     """The whole page in *language* ("en" or "zh")."""
-    from benchmarks.recipe_figures import figure_names
+    from benchmarks.recipe_figures import SCALING, figure_names
 
     parts = [HEAD[language], WHEN[language]]
     for found in sets:
         heading = f" ({WORDS['scale'][language].format(scale=found['scale'])})" if len(sets) > 1 else ""
         parts.append(tables(found, language, heading))
-    figures = [f"![{name}](figures/{name}.svg)\n" for name in figure_names(sets)]
+    figures = [_picture(name) for name in figure_names(sets) if name != SCALING]
     parts += [f"{WORDS['figures_text'][language]}\n", *figures] if figures else []
     parts += [_scaling(sets, language), _nanogpt(nanogpt, language) if nanogpt else ""]
     return "\n".join(part for part in parts if part)
@@ -212,38 +211,16 @@ def _tuning(found: Results, language: str, heading: str) -> str:
     return _section("tuning", "tuning_text", _table(head, rows), language, heading) if rows else ""
 
 
-def scaling_points(sets: Sequence[Results]) -> dict[str, list[tuple[float, float]]]:
-    """By what a saving may depend on: (x, saving of our leading recipe over the single model) of every cell and set."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for found in sets:
-        for one in found["cells"].values():
-            setting, lead = one["setting"], one["recipes"].get(LEAD[one["setting"]])
-            if lead is None or "single" not in lead["against"]:
-                continue
-            saving = -lead["against"]["single"]["difference"]
-            parameters = one["recipes"]["single"]["parameters"]
-            points.setdefault(f"{setting}, parameters", []).append((parameters, saving))
-            points.setdefault(f"{setting}, tokens of text a parameter", []).append(
-                (one["train_tokens"] / parameters, saving)
-            )
-            seconds = lead["critical_seconds"]
-            for workers in seconds:
-                points.setdefault(f"{setting}, workers (share of time saved)", []).append(
-                    (float(workers), 1 - seconds[workers] / seconds["1"])
-                )
-    return points
-
-
 def _scaling(sets: Sequence[Results], language: str) -> str:
-    rows = []
-    for name, points in scaling_points(sets).items():
-        fit = fit_log(points)
-        if fit is not None:
-            span = f"{min(x for x, _ in points):.3g}–{max(x for x, _ in points):.3g}"
-            interval = f"[{fit['low']:+.4f}, {fit['high']:+.4f}]"
-            rows.append([name, span, str(fit["points"]), f"{fit['a']:.3f}", f"{fit['b']:+.4f}", interval])
-    head = ["x", "from–to", "points", "a", "b", "95%"]
-    return _section("scaling", "scaling_text", _table(head, rows), language, "") if rows else ""
+    from benchmarks.recipe_figures import SCALING
+
+    rows = scaling_rows(sets, language)
+    if not rows:
+        return ""
+    table = _table(["x", "from–to", "points", "saving", "95% of the factor"], rows)
+    table += f"\n{_picture(SCALING)}"
+    check = _table(["parameters", "tokens a run", "FLOPs of six runs", "GPU hours"], check_rows())
+    return f"{_section('scaling', 'scaling_text', table, language, '')}\n{WORDS['check_text'][language]}\n\n{check}"
 
 
 def _nanogpt(found: Results, language: str) -> str:
@@ -257,6 +234,10 @@ def _nanogpt(found: Results, language: str) -> str:
 
 def _section(title: str, text: str, table: str, language: str, heading: str) -> str:
     return f"## {WORDS[title][language]}{heading}\n\n{WORDS[text][language]}\n\n{table}"
+
+
+def _picture(name: str) -> str:
+    return f"![{name}](figures/{name}.svg)\n"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

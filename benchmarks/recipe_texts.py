@@ -145,10 +145,31 @@ WORDS: dict[str, dict[str, str]] = {
     },
     "scaling": {"en": "Scaling on paper", "zh": "纸上的规模推算"},
     "scaling_text": {
-        "en": "The saving of our leading recipe over the single model, fitted as a + b ln x over all runs; 95% "
-        "interval of b from 2,000 resamples of the points. It is a fit to small models and no promise for large ones.",
-        "zh": "我们领先的配方相对单个模型的节省，对所有运行拟合 a + b ln x；b 的 95% 区间来自对各点重采样 2,000 次。"
-        "这是对小模型的拟合，不是对大模型的承诺。",
+        "en": "Curves through all runs of all corpora; the 95% interval is of the factor, from 2,000 resamples of the "
+        "points. For parameters and tokens the saving is the share by which the test loss of `stack` is below that of "
+        "`single` at the same size and FLOPs: against the parameters, where the single model reads the same tokens "
+        "(`--scale`); against its tokens a parameter, where its size is the same (`@`). For workers, up to as many as "
+        "there are leaves, it is the share of one worker's time, and the factor the share of the work that can be "
+        "shared (Amdahl's law). A fit to small models is no promise for large ones.",
+        "zh": "过所有语料所有运行的曲线；95% 区间是系数的，来自对各点重采样 2,000 次。"
+        "对参数和词元，节省是大小和 FLOPs 相同时 `stack` 的测试损失比 `single` 低的比例："
+        "参数变化时，单个模型读的词元相同（`--scale`）；每个参数的词元数变化时，大小相同（`@`）。"
+        "对处理器（不多于叶子数），是相对一个处理器节省的时间比例，系数是可以分担的工作的比例（阿姆达尔定律）。"
+        "对小模型的拟合不是对大模型的承诺。",
+    },
+    "scaling, parameters": {"en": "parameters", "zh": "参数"},
+    "scaling, tokens a parameter": {"en": "tokens a parameter", "zh": "每个参数的词元数"},
+    "scaling, workers, ensemble": {"en": "workers, compute, ensemble", "zh": "处理器，compute，ensemble"},
+    "scaling, workers, ensemble-distil": {
+        "en": "workers, data, ensemble-distil",
+        "zh": "处理器，data，ensemble-distil",
+    },
+    "check_text": {
+        "en": "What a check on a cluster takes: `single` and `stack` with three seeds each, four tokens for each "
+        "parameter (the fewest that `ract init` allows), 6 FLOPs a token and parameter, on GPUs that do 4e14 FLOPs a "
+        "second; the runs are independent, so that six GPUs take a sixth of the time.",
+        "zh": "在集群上验证需要什么：`single` 和 `stack` 各三个种子，每个参数四个词元（`ract init` 允许的最少），"
+        "每个词元每个参数 6 FLOPs，GPU 每秒 4e14 FLOPs；各次运行互不依赖，六块 GPU 只需六分之一的时间。",
     },
     "tuning": {"en": "Tuning", "zh": "调参"},
     "tuning_text": {

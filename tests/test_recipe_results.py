@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks.recipe_figures import draw, figure_names
 from benchmarks.recipe_measure import window_losses
-from benchmarks.recipe_results import fit_log, flops_for, makespan, mean_and_spread, paired_bootstrap
+from benchmarks.recipe_results import flops_for, makespan, mean_and_spread, paired_bootstrap
+from benchmarks.recipe_scaling import fit, fits, scaling_points
 from benchmarks.recipe_tables import PAGES, nanogpt_of, page_text, read_sets, tables
 from benchmarks.recipes import RESULTS, _parser, _place
 from ract.cost import derive_shape
@@ -70,12 +71,43 @@ def test_a_fit_tells_its_uncertainty_and_needs_a_range() -> None:
     generator, held = np.random.default_rng(0), 0
     for _ in range(40):
         points = [(x, 0.02 + 0.01 * math.log(x) + generator.normal(0, 0.001)) for x in (1.0, 2.0, 4.0, 8.0, 16.0) * 3]
-        fit = fit_log(points)
-        assert fit is not None and fit["b"] == pytest.approx(0.01, abs=0.002)
-        held += fit["low"] < 0.01 < fit["high"]
+        found = fit(points)
+        assert found is not None and found.b == pytest.approx(0.01, abs=0.002)
+        held += found.interval[0] < 0.01 < found.interval[1]
+        x = np.array([1.0, 4.0, 16.0])
+        low, high = found.band(x)
+        assert (high - low)[1] < (high - low)[0] and (high - low)[1] < (high - low)[2]
+        assert (low < found.at(x)).all() and (found.at(x) < high).all()
     assert 32 <= held < 40  # of 40 intervals of 95%, from fifteen points each
-    assert fit_log([(1.0, 0.1), (1.1, 0.1), (1.2, 0.3)]) is None
-    assert fit_log([]) is None
+    assert fit([(1.0, 0.1), (1.1, 0.1), (1.2, 0.3)]) is None
+    assert fit([]) is None
+
+
+def test_a_fit_of_workers_is_the_share_of_the_work_that_can_be_shared() -> None:
+    found = fit([(1.0, 0.0), (2.0, 0.4), (4.0, 0.6)], workers=True)
+    assert found is not None and found.a == 0 and found.b == pytest.approx(0.8)
+    assert found.at(np.array([1.0, 8.0])) == pytest.approx([0.0, 0.7])
+
+
+def test_what_growth_saves_is_told_at_equal_size_and_budget(results: dict[str, Any]) -> None:
+    found = {
+        "single": recipe([4.0]),
+        "stack": recipe([3.8]),
+        "single@2": recipe([3.5], fraction=2.0),
+        "stack@2": recipe([3.43], fraction=2.0),
+        "stack@0.6": recipe([3.9], fraction=0.6),  # has no single model of its budget beside it
+    }
+    place = {"corpus": "wikipedia", "setting": "compute", "recipes": found}
+    larger = {"single": recipe([5.0], parameters=10_000_000), "stack": recipe([4.5], parameters=10_000_000)}
+    sets = [
+        {**results, "cells": {**results["cells"], "wikipedia/compute": place}},
+        {"scale": 10.0, "cells": {"wikipedia/compute": {**place, "recipes": larger}}},
+    ]
+    points = scaling_points(sets)
+    assert points["parameters"] == [(1e6, pytest.approx(0.05)), (1e7, pytest.approx(0.1))]
+    assert points["tokens a parameter"] == [(0.75, pytest.approx(0.05)), (1.5, pytest.approx(0.02))]
+    assert points["workers, ensemble-distil"] == [(1.0, 0.0), (2.0, pytest.approx(1 / 3)), (4.0, 0.5)]
+    assert list(fits(sets)) == ["workers, ensemble-distil"]  # two sizes or budgets tell nothing
 
 
 def test_windows_sum_to_what_the_evaluation_says(tmp_path: Path) -> None:
@@ -102,7 +134,13 @@ def run(seed: int, loss: float) -> dict[str, Any]:
 def recipe(losses: list[float], **more: Any) -> dict[str, Any]:
     values = mean_and_spread(losses)
     return {
-        **{"fraction": 1.0, "values": {"lr": 3e-3}, "parameters": 1_000_000, "flops": 1e12, "processor_seconds": 60.0},
+        **{
+            "fraction": 1.0,
+            "values": {"lr": 3e-3, "members": 4},
+            "parameters": 1_000_000,
+            "flops": 1e12,
+            "processor_seconds": 60.0,
+        },
         "runs": [run(seed, loss) for seed, loss in enumerate(losses)],
         **{"valid": values, "test": values, "test_bits_per_byte": mean_and_spread([loss / 2 for loss in losses])},
         "critical_seconds": {"1": 60.0, "2": 40.0, "4": 30.0, "8": 30.0},
@@ -174,7 +212,7 @@ def test_both_languages_have_the_same_numbers(results: dict[str, Any]) -> None:
 def test_figures_are_drawn_for_what_there_is(results: dict[str, Any], tmp_path: Path) -> None:
     tenfold = {**copy.deepcopy(results), "scale": 10.0}
     names = figure_names([results, tenfold])
-    assert names == ["recipes-data", "recipes-curve", "recipes-data-x10", "recipes-curve-x10"]
+    assert names == ["recipes-data", "recipes-curve", "recipes-data-x10", "recipes-curve-x10", "recipes-scaling"]
     draw([results, tenfold], tmp_path)
     assert sorted(file.stem for file in tmp_path.glob("*.svg")) == sorted(names)
     text = page_text([results, tenfold], "en")
