@@ -29,7 +29,7 @@ class Setting:
 
     Shapes are written *blocks*x*width*. *leaf* is the compact transformer, *final* the single model of the final size
     (control 1), *sizes* what control 2 chooses among. *final_tokens* tokens of training of *final* are the budget.
-    *subset_bytes* of the training text are used, 0 for all.
+    *subset_bytes* of the training text are used, 0 for all. A small text has no more than *most_tokens*.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Setting:
     sizes: tuple[str, ...]
     final_tokens: int
     subset_bytes: int = 0
+    most_tokens: int = 0
     scale: float = 1.0
 
     def shape(self, text: str) -> Shape:
@@ -74,7 +75,7 @@ class Cell:
 _WIDE = ("8x128", "4x128", "2x128", "2x192", "4x96", "2x96")
 _COMPUTE = Setting("compute", 2048, "2x128", "8x128", _WIDE, 750_000)
 _SMALL = ("4x96", "6x160", "6x224")
-_DATA = Setting("data", 1024, "4x96", "6x160", _SMALL, 800_000, 100_000)
+_DATA = Setting("data", 1024, "4x96", "6x160", _SMALL, 800_000, 100_000, 42_000)
 
 
 def cell(corpus: str, setting: str, scale: float = 1.0) -> Cell:

@@ -21,6 +21,7 @@ from ract.plan.schema import parse_plan
 
 _EVALUATIONS = 6
 _FIRST_GUESS = 1000 * BATCH_TOKENS
+_LARGE_TEXT = 100_000_000  # tokens: no plan of a text that is not small depends on how many there are
 _FEWEST_STEPS = 4
 
 
@@ -35,28 +36,35 @@ def plan_of(
     tree = recipe.tree(setting, values)
     plan = _without_lengths(recipe.name, tree, setting, values, files, seed)
     budget = setting.flops * fraction * values.share
-    guess = copy.deepcopy(plan)
-    for stage in tree.shares:
-        _stage(guess, stage)["tokens"] = _FIRST_GUESS
-    graph = graph_of(guess)
+    graph, longer = (_with_lengths(plan, tree, setting, tokens) for tokens in (_FIRST_GUESS, 2 * _FIRST_GUESS))
     fixed = sum(graph.own_flops(node.name) for node in graph if node.train is None)
-    each = {stage: _cost(graph, stage) / _FIRST_GUESS for stage in tree.shares}
+    each = {stage: (_cost(longer, stage) - _cost(graph, stage)) / _FIRST_GUESS for stage in tree.shares}
+    # What a stage takes whatever its length: teachers are asked once where the text is small.
+    before = {stage: _cost(graph, stage) - each[stage] * _FIRST_GUESS for stage in tree.shares}
     last = list(tree.shares)[-1]
     for stage, share in tree.shares.items():
         left = budget - fixed
         if stage == last:  # the last stage gets what rounding has left of the others
-            left -= sum(each[s] * _stage(plan, s)["tokens"] for s in tree.shares if s != last)
+            left -= sum(before[s] + each[s] * _stage(plan, s)["tokens"] for s in tree.shares if s != last)
             share = 1.0  # noqa: PLW2901
-        steps = math.floor(left * share / each[stage] / BATCH_TOKENS + 1e-6)
+        steps = math.floor((left * share - before[stage]) / each[stage] / BATCH_TOKENS + 1e-6)
         if steps < _FEWEST_STEPS:
             raise RactError(f"{recipe.name}: {budget:.3g} FLOPs are too few for its stage {stage}")
         _stage(plan, stage)["tokens"] = steps * BATCH_TOKENS
     return plan
 
 
-def graph_of(plan: Mapping[str, Any]) -> Graph:
-    """The graph of a plan whose lengths are in tokens."""
-    return build_graph(parse_plan(dict(plan)), _FIRST_GUESS)
+def graph_of(plan: Mapping[str, Any], setting: Setting) -> Graph:
+    """The graph of a plan of *setting* whose lengths are in tokens."""
+    return build_graph(parse_plan(dict(plan)), setting.most_tokens or _LARGE_TEXT)
+
+
+def _with_lengths(plan: dict[str, Any], tree: Tree, setting: Setting, tokens: int) -> Graph:
+    """The graph where every stage trains on so many *tokens*."""
+    guess = copy.deepcopy(plan)
+    for stage in tree.shares:
+        _stage(guess, stage)["tokens"] = tokens
+    return graph_of(guess, setting)
 
 
 def toml_of(plan: Mapping[str, Any]) -> str:

@@ -236,6 +236,37 @@ def test_students_may_share_their_teacher(teacher: str, leaves: int) -> None:
     assert graph.total_flops(graph.final) == pytest.approx(1e12, rel=0.02)  # teachers' passes included
 
 
+def test_what_a_teacher_says_on_a_small_text_costs_once() -> None:
+    levels_ = [{"method": "ensemble", "members": 4}, {"method": "distill"}]
+    budget: dict[str, Any] = {"budget": {"flops": "1T"}, "baseline": {"enabled": False}}
+    small, large = (graph_of(tokens, level=levels_, **budget) for tokens in (20_000, 1_000_000))
+    spec = small["level-2-distill"].train
+    assert spec is not None and spec.teacher_tokens == 19_999 // 256 * 256
+    taught = small["level-1-ensemble"].shape.forward_flops_per_token(spec.block_size)
+    each = small["level-2-distill"].shape.train_flops_per_token(spec.block_size, spec.batch_tokens, spec.optimizer)
+    assert small.own_flops("level-2-distill") == spec.tokens * each + spec.teacher_tokens * taught
+    assert "teacher_tokens" in spec.content()
+    read_once = large["level-2-distill"].train
+    assert read_once is not None and read_once.teacher_tokens == 0 and "teacher_tokens" not in read_once.content()
+    assert read_once.tokens < 0.7 * spec.tokens
+    for graph in (small, large):
+        assert graph.total_flops(graph.final) == pytest.approx(1e12, rel=0.02)
+
+
+@pytest.mark.parametrize(("epochs", "kept"), [(0.4, False), (0.8, False), (3.0, True)])
+def test_a_teacher_is_kept_only_where_a_text_is_read_again(epochs: float, kept: bool) -> None:
+    levels_ = [{"method": "ensemble", "members": 2}, {"method": "distill", "student": {"epochs": epochs}}]
+    spec = graph_of(20_000, level=levels_)["level-2-distill"].train
+    assert spec is not None and spec.tokens == pytest.approx(epochs * 20_000, abs=2048)
+    assert bool(spec.teacher_tokens) is kept
+
+
+def test_what_a_teacher_says_is_not_kept_where_it_would_fill_the_memory() -> None:
+    levels_ = [{"method": "ensemble", "members": 2}, {"method": "distill", "student": {"epochs": 2.0}}]
+    spec = graph_of(600_000, level=levels_)["level-2-distill"].train  # 1.2 GB of probabilities
+    assert spec is not None and spec.tokens > 1_000_000 and spec.teacher_tokens == 0
+
+
 def test_a_teacher_is_trained_to_the_end_whatever_becomes_of_its_student() -> None:
     levels_ = [
         {"method": "ensemble", "members": 2},

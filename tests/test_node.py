@@ -15,7 +15,7 @@ from ract.errors import NonFiniteLoss, StoppedByParent
 from ract.model.compact import new_compact_transformer
 from ract.plan.defaults import default_train_spec
 from ract.plan.graph import TrainSpec
-from ract.train.losses import distillation_loss, squared_norm
+from ract.train.losses import distillation_loss, squared_norm, teachers_mixture
 from ract.train.node import Teachers, TrainingRun
 from ract.train.objectives import NextToken
 from ract.train.replay import can_be_replayed
@@ -157,8 +157,8 @@ def test_the_literal_penalty_is_lambda_times_the_squared_norm(tokens: np.ndarray
 def test_distillation_is_zero_against_oneself_and_positive_otherwise() -> None:
     logits = torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
     other = torch.randn(6, 7, generator=torch.Generator().manual_seed(1))
-    assert distillation_loss(logits, [logits, logits], [0.3, 0.7], 2.0).abs().item() < 1e-6
-    assert distillation_loss(logits, [other], [1.0], 1.0).item() > 0.1
+    assert distillation_loss(logits, teachers_mixture([logits, logits], [0.3, 0.7], 2.0), 2.0).abs().item() < 1e-6
+    assert distillation_loss(logits, teachers_mixture([other], [1.0], 1.0), 1.0).item() > 0.1
 
 
 def test_a_taught_run_moves_towards_its_teacher(tokens: np.ndarray) -> None:
@@ -171,10 +171,54 @@ def test_a_taught_run_moves_towards_its_teacher(tokens: np.ndarray) -> None:
         training(student, replace(plain, distill=share), tokens, teachers=Teachers([teacher], [1.0])).run()
         windows = torch.from_numpy(tokens[:64].astype(np.int64))[None]
         with torch.no_grad():
-            distances.append(
-                distillation_loss(student(windows).logits[0], [teacher(windows).logits[0]], [1.0], 1.0).item()
-            )
+            mixture = teachers_mixture([teacher(windows).logits[0]], [1.0], 1.0)
+            distances.append(distillation_loss(student(windows).logits[0], mixture, 1.0).item())
     assert distances[1] < distances[0]
+
+
+def test_teachers_are_asked_once_a_window_and_say_the_same(tokens: np.ndarray) -> None:
+    few = tokens[: 10 * 32 + 1]  # ten windows, read 6.4 times
+    settings = spec(precision="fp32", distill=0.9, temperature=2.0, micro_batch_tokens=64)
+    asked, learned = [], []
+    for kept in (0, 320):
+        teachers = [model(seed=3), model(seed=4)]
+        seen: list[torch.Size] = []
+        teachers[0].register_forward_hook(lambda _, args, made, seen=seen: seen.append(made.logits.shape))
+        student = model(seed=5)
+        run = training(student, replace(settings, teacher_tokens=kept), few, teachers=Teachers(teachers, [0.3, 0.7]))
+        run.run()
+        asked.append(sum(rows * block for rows, block, _ in seen))
+        untrained = model(seed=6).eval()
+        batches = [batch for step in range(3) for batch in run.objective.micro_batches(step)[0]]
+        assert all(("taught" in batch) is bool(kept) for batch in batches)
+        with torch.no_grad():
+            logits = [run.objective.logits(untrained, batch) for batch in batches]
+            losses = [
+                distillation_loss(one, run._mixture(batch), 2.0) for one, batch in zip(logits, batches, strict=True)
+            ]
+        learned.append(torch.stack(losses))
+    assert asked == [settings.tokens, 320]
+    assert learned[0].min() > 0.005
+    torch.testing.assert_close(learned[0], learned[1], rtol=2e-3, atol=0)
+
+
+def test_a_killed_run_with_kept_teachers_ends_in_the_weights_of_an_undisturbed_one(
+    tmp_path: Path, tokens: np.ndarray
+) -> None:
+    few, settings = tokens[: 10 * 32 + 1], spec(distill=0.9, teacher_tokens=320)
+    options: dict[str, Any] = {"teachers": Teachers([model(seed=3)], [1.0])}
+    undisturbed, resumed = model(), model(seed=9)
+    training(undisturbed, settings, few, **options).run()
+
+    def stop_at_five(what: str, done: int, total: int) -> None:
+        if (what, done) == ("train", 5 * 256):
+            raise StoppedByParent("killed here")
+
+    options["work"] = tmp_path
+    with pytest.raises(StoppedByParent):
+        training(model(), settings, few, checkpoint_seconds=0, report=stop_at_five, **options).run()
+    training(resumed, settings, few, **options).run()
+    assert same(weights(undisturbed), weights(resumed))
 
 
 def test_only_models_without_routing_are_replayed() -> None:

@@ -51,7 +51,7 @@ def test_every_recipe_spends_the_budget_and_no_more(corpus: str, setting: str, s
         for values, fraction in ((Values(), 1.0), (Values(share=0.5, members=2), 1.0), (Values(), 2.0)):
             plan = plan_of(recipe_named(name), place, values, FILES, seed=0, fraction=fraction)
             assert parse_plan(tomllib.loads(toml_of(plan))) == parse_plan(plan)
-            graph = graph_of(plan)
+            graph = graph_of(plan, place)
             spent = graph.total_flops(graph.final) / (place.flops * fraction * values.share)
             assert 0.96 < spent <= 1.0 + 1e-9, name
             assert {stage_of(n) for n in graph if n.train} == set(recipe_named(name).tree(place, values).shares)
@@ -72,7 +72,7 @@ def test_what_recipes_share_has_the_same_key() -> None:
     place = cell("wikipedia", "data").setting
     keys = []
     for name in ("ensemble-distil", "students", "ensemble-distil-stack"):
-        graph = graph_of(plan_of(RECIPES[name], place, Values(), FILES, seed=0))
+        graph = graph_of(plan_of(RECIPES[name], place, Values(), FILES, seed=0), place)
         named = node_keys(graph, "data", ModelSettings())
         keys.append({named[node.name] for node in graph if node.method == "leaf"})
     assert keys[0] == keys[1] == keys[2] and len(keys[0]) == 4

@@ -34,7 +34,23 @@ def training_batch(
 ) -> npt.NDArray[np.int64]:
     """The batch of training step *step* (from 0): int64 of shape ``(batch_size, block_size + 1)``.
 
-    Inputs are ``batch[:, :-1]``, targets ``batch[:, 1:]``. *seed* puts all windows in one order; shard ``(i, n)`` is
+    Inputs are ``batch[:, :-1]``, targets ``batch[:, 1:]``. Which windows: see :func:`training_windows`.
+    """
+    chosen = training_windows(tokens, step=step, batch_size=batch_size, block_size=block_size, seed=seed, shard=shard)
+    return windows_at(tokens, chosen, block_size)
+
+
+def windows_at(tokens: Tokens, windows: npt.NDArray[np.int64], block_size: int) -> npt.NDArray[np.int64]:
+    """The *windows* named by number: int64 of shape ``(len(windows), block_size + 1)``."""
+    return tokens[windows[:, None] * block_size + np.arange(block_size + 1)].astype(np.int64)
+
+
+def training_windows(
+    tokens: Tokens, *, step: int, batch_size: int, block_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+) -> npt.NDArray[np.int64]:
+    """The numbers of the windows of training step *step* (from 0): int64 of shape ``(batch_size,)``.
+
+    *seed* puts all windows in one order; shard ``(i, n)`` is
     every n-th of that order from the i-th on, in every epoch: no window is in two shards of the same *n* and *seed*.
     Each epoch visits every window of the shard once, the first as the order stands, the later ones shuffled anew; a
     batch may span two epochs. So a run over all windows up to step s, then n shards from step s/n on, read no window
@@ -55,9 +71,7 @@ def training_batch(
     for e in np.unique(epoch[epoch > 0]):
         chosen = epoch == e
         position[chosen] = permute(position[chosen], count, key=(seed, index, shards, int(e)))
-    windows = permute(index + shards * position, window_count(tokens, block_size), key=(seed,))
-    starts = windows * block_size
-    return tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+    return permute(index + shards * position, window_count(tokens, block_size), key=(seed,))
 
 
 def evaluation_batches(

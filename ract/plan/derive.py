@@ -7,6 +7,7 @@ an unchanged learning rate; the learning rate decays once, at the end of the las
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 
 from ract.cost import AnyShape, EncoderShape, Shape
@@ -250,9 +251,15 @@ class _Builder:
         decay = FINAL_DECAY if last else 0.0
         values = values_for(objective, self.plan.train, stage, fine_tuning=tuned, decay=decay)
         each = shape.train_flops_per_token(values["block_size"], values["batch_tokens"], values["optimizer"])
-        each += sum(teacher.shape.forward_flops_per_token(values["block_size"]) for teacher in teachers)
-        tokens = self.lengths.tokens(stage, objective, share, shape.parameters, each, among, parts)
-        return whole_steps(TrainSpec(**values, tokens=tokens))
+        taught = sum(teacher.shape.forward_flops_per_token(values["block_size"]) for teacher in teachers)
+        length = partial(self.lengths.tokens, stage, objective, share, shape.parameters)
+        tokens = length(each + taught, among, parts)
+        once = self.lengths.kept(objective, values["block_size"], shape.vocab_size) if teachers else 0
+        if not 0 < once < tokens:
+            return whole_steps(TrainSpec(**values, tokens=tokens))
+        # Read more than once, what the teachers say is kept, and its FLOPs are free for more of the student's.
+        tokens = length(each, among, parts, once * taught)
+        return whole_steps(TrainSpec(**values, tokens=tokens, teacher_tokens=once))
 
     def baseline(self, graph: Graph) -> Node:
         """One model of about the final size, from the leaf's beginning, with the FLOPs of the whole tree."""

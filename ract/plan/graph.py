@@ -12,7 +12,7 @@ from ract.cost import AnyShape
 LEARN_STEPS = 20
 LEARN_BATCH_TOKENS = 2048
 WEIGHTS_BLOCK = 128
-_NEUTRAL_AT_ZERO = ("token_splits", "token_dropout", "dropout")
+_NEUTRAL_AT_ZERO = ("token_splits", "token_dropout", "dropout", "teacher_tokens")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class TrainSpec:
 
     *objective*: "next-token", "masked" (masked language modelling), "classification" or "translation". For the last two
     *batch_tokens* are the tokens of a batch's texts without padding.
+
+    *teacher_tokens*, where there are several epochs of a small text: its teachers say what they have to say on so many
+    tokens once, and it is kept. 0: on every token whenever it is read.
     """
 
     tokens: int
@@ -82,6 +85,7 @@ class TrainSpec:
     token_splits: float = 0.0
     token_dropout: float = 0.0
     dropout: float = 0.0
+    teacher_tokens: int = 0
 
     @property
     def steps(self) -> int:
@@ -166,9 +170,11 @@ class Graph:
         if node.train is not None:
             spec = node.train
             each = node.shape.train_flops_per_token(spec.block_size, spec.batch_tokens, spec.optimizer)
+            flops = spec.tokens * each
             if spec.distill > 0:
-                each += sum(self[t].shape.forward_flops_per_token(spec.block_size) for t in node.teachers)
-            return spec.tokens * each
+                taught = sum(self[t].shape.forward_flops_per_token(spec.block_size) for t in node.teachers)
+                flops += (spec.teacher_tokens or spec.tokens) * taught
+            return flops
         if node.aggregate is not None and node.aggregate.weights == "learned":
             candidates = len(node.parents) + 2  # every child, uniform, learned
             tokens = 3 * LEARN_STEPS * LEARN_BATCH_TOKENS + candidates * node.aggregate.weights_tokens

@@ -9,18 +9,25 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def distillation_loss(
-    logits: torch.Tensor, teacher_logits: Sequence[torch.Tensor], alpha: Sequence[float], temperature: float
+def teachers_mixture(
+    teacher_logits: Sequence[torch.Tensor], alpha: Sequence[float], temperature: float
 ) -> torch.Tensor:
-    """``T² · KL(Σ αᵢ softmax(tᵢ/T) ‖ softmax(s/T))``, mean over targets (Hinton et al., 1503.02531).
+    """``Σ αᵢ softmax(tᵢ/T)``; logits and result are (targets, classes).
 
-    All logits are (targets, classes); the teachers' distributions are mixed, not their logits, so that a teacher who
-    is sure counts even where the others know nothing.
+    The teachers' distributions are mixed, not their logits, so that a teacher who is sure counts even where the others
+    know nothing.
     """
     mixture = sum(a * F.softmax(t.float() / temperature, dim=-1) for a, t in zip(alpha, teacher_logits, strict=True))
+    return torch.as_tensor(mixture)
+
+
+def distillation_loss(logits: torch.Tensor, mixture: torch.Tensor, temperature: float) -> torch.Tensor:
+    """``T² · KL(mixture ‖ softmax(s/T))``, mean over targets (Hinton et al., 1503.02531).
+
+    *logits* and *mixture* are (targets, classes).
+    """
     student = F.log_softmax(logits.float() / temperature, dim=-1)
-    divergence = F.kl_div(student, torch.as_tensor(mixture), reduction="batchmean")
-    return temperature**2 * divergence
+    return temperature**2 * F.kl_div(student, mixture, reduction="batchmean")
 
 
 def squared_norm(model: nn.Module) -> torch.Tensor:

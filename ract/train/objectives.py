@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ract.cost import MASKED_SHARE
-from ract.data.batches import padded, training_batch, window_count
+from ract.data.batches import padded, training_batch, training_windows, window_count, windows_at
 from ract.data.example_batches import IGNORED, Batch, ExampleOrder, Indices, collate, heldout_batches, micro_batches
 from ract.data.examples import Examples
 from ract.data.tokenizer import load_tokenizer
@@ -60,19 +60,34 @@ class Objective:
 
 
 class NextToken(Objective):
-    """Each token of a window from those before it."""
+    """Each token of a window from those before it.
+
+    *taught*, where it is kept, is what the teachers say on every window: fp16 (windows, block, vocabulary). Batches
+    then hold their part of it.
+    """
 
     one_shape = True
 
     def __init__(self, spec: TrainSpec, tokens: np.ndarray, valid: np.ndarray | None) -> None:
         super().__init__(spec)
         self.tokens, self.valid = tokens, valid
+        self.taught: torch.Tensor | None = None
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> tuple[list[Batch], int]:
         """See :meth:`Objective.micro_batches`. Raises BadInput when the windows do not divide among the processes."""
-        rows = _windows(self.tokens, self.spec, step + self.first_step)
-        own = _of_this_process(rows, self.spec, rank, world)
-        return [_shifted(piece) for piece in own], rows[:, 1:].size
+        windows = training_windows(self.tokens, **_order(self.spec, step + self.first_step))
+        own = _of_this_process(windows, self.spec, rank, world)
+        return [self._batch(piece) for piece in own], len(windows) * self.spec.block_size
+
+    def all_windows(self) -> list[Batch]:
+        """Every window of the train split, in order."""
+        count = window_count(self.tokens, self.spec.block_size)
+        rows = max(1, self.spec.micro_batch_tokens // self.spec.block_size)
+        return [self._batch(np.arange(first, min(first + rows, count))) for first in range(0, count, rows)]
+
+    def _batch(self, windows: np.ndarray) -> Batch:
+        batch = _shifted(windows_at(self.tokens, windows, self.spec.block_size))
+        return batch if self.taught is None else batch | {"taught": self.taught[torch.from_numpy(windows)]}
 
     def valid_batches(self) -> list[Batch]:
         """Windows from all over the valid split."""
@@ -104,7 +119,7 @@ class MaskedTokens(Objective):
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> tuple[list[Batch], int]:
         """See :meth:`Objective.micro_batches`."""
-        windows = _windows(self.tokens, self.spec, step + self.first_step)[:, :-1]
+        windows = training_batch(self.tokens, **_order(self.spec, step + self.first_step))[:, :-1]
         rows = self._masked(windows, (self.spec.order_seed, step + self.first_step))
         own = _of_this_process(rows, self.spec, rank, world)
         return [self._batch(piece) for piece in own], int((rows[:, 1] != IGNORED).sum())
@@ -241,18 +256,14 @@ def build_objective(spec: TrainSpec, data: Corpus | Examples) -> Objective:
     return kinds[spec.objective](spec, data)
 
 
-def _windows(tokens: np.ndarray, spec: TrainSpec, step: int) -> np.ndarray:
-    return training_batch(
-        tokens,
-        step=step,
-        batch_size=spec.batch_tokens // spec.block_size,
-        block_size=spec.block_size,
-        seed=spec.order_seed,
-        shard=spec.shard,
-    )
+def _order(spec: TrainSpec, step: int) -> dict[str, Any]:
+    """Which windows training step *step* reads, for :mod:`ract.data.batches`."""
+    size = {"batch_size": spec.batch_tokens // spec.block_size, "block_size": spec.block_size}
+    return {"step": step, **size, "seed": spec.order_seed, "shard": spec.shard}
 
 
 def _of_this_process(rows: np.ndarray, spec: TrainSpec, rank: int, world: int) -> list[np.ndarray]:
+    """The *rows* of process *rank*, in pieces of a micro-batch."""
     own = len(rows) // world
     pieces = max(1, own * spec.block_size // spec.micro_batch_tokens)
     if len(rows) % world or own % pieces:

@@ -98,7 +98,8 @@ def _train(job: Job, data: Corpus | Examples, staging: Path, report: Report) -> 
 
     def observed(what: str, done: int, total: int) -> None:
         report(what, done, total)
-        crash_point(f"{job.node.method}-{done // spec.batch_tokens}")
+        if what == "train":
+            crash_point(f"{job.node.method}-{done // spec.batch_tokens}")
 
     outcome = _training_run(job, model, data, observed).run()
     model.save_pretrained(staging)
