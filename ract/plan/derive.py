@@ -7,18 +7,17 @@ an unchanged learning rate; the learning rate decays once, at the end of the las
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from itertools import takewhile
 
 from ract.cost import AnyShape, EncoderShape, Shape
 from ract.errors import BadInput
-from ract.plan.defaults import FINAL_DECAY, values_for, whole_steps
+from ract.plan.defaults import whole_steps
 from ract.plan.graph import AggregateSpec, DataSize, Graph, Node, Origin, TrainSpec
-from ract.plan.lengths import Lengths
 from ract.plan.levels import levels
+from ract.plan.runs import Runs
 from ract.plan.schema import LevelTable, Plan
 from ract.plan.shapes import leaf_shape, single_shape
-from ract.plan.tables import StageTable, StudentTable, TrainTable
+from ract.plan.tables import StageTable, StudentTable
 
 # Valid tokens that α is chosen on. A text to classify has a hundred tokens and one label: it takes more of them.
 WEIGHTS_TOKENS = {"next-token": 16_384, "classification": 65_536, "translation": 16_384}
@@ -60,7 +59,8 @@ class _Builder:
         self.nodes: list[Node] = []
         self.shared: dict[int, Node] = {}  # level → the teacher of all its students
         self.read: dict[str, int] = {}  # tokens that a node and its ancestors have read
-        self.lengths = Lengths(plan, self.levels, size, flops, fine_tuning=origin is not None)
+        tuned = origin is not None
+        self.runs = Runs(plan, self.levels, size, flops, objective=self.objective, fine_tuning=tuned)
 
     def graph(self) -> Graph:
         """The tree, without a baseline."""
@@ -82,7 +82,7 @@ class _Builder:
         stage = self.plan.compact.train
         if start is not None and stage is None and start.method == "base" and self.levels:
             return start  # a checkpoint is a leaf as it stands; its branches learn the task
-        spec = self._spec(
+        spec = self.runs.spec(
             stage or StageTable(), self.leaf, "leaf", last=not self._trained_above(0), among=self._trees(0)
         )
         parents = (start.name,) if start else ()
@@ -96,7 +96,7 @@ class _Builder:
             node = Node("base", 0, "base", (), shape, self.plan.seed, source=self.origin.content)
         elif self.plan.compact.pretrain is not None and isinstance(shape, EncoderShape):
             masked = shape.masked()
-            spec = self._spec(self.plan.compact.pretrain, masked, "pretrain", last=True, objective="masked")
+            spec = self.runs.spec(self.plan.compact.pretrain, masked, "pretrain", last=True, objective="masked")
             node = Node(name or "pretrain", 0, "pretrain", (), masked, self.plan.seed, train=spec)
         else:
             return None
@@ -111,7 +111,9 @@ class _Builder:
         stage = table.student or StudentTable()
         seed = self._seed(path) + 1_000_003 * level  # not one of the seeds that the teachers began with
         last = not self._trained_above(level)
-        spec = self._spec(stage, self.leaf, "student", last=last, among=self._trees(level), teachers=(teacher,))
+        spec = self.runs.spec(
+            stage, self.leaf, "student", last=last, among=self._trees(level), teachers=(teacher.shape,)
+        )
         spec = replace(spec, distill=stage.distill, temperature=stage.temperature, order_seed=seed)
         return self._add(
             Node(
@@ -132,7 +134,7 @@ class _Builder:
         if table.branch is None:
             return [self.node_of(level - 1, (*path, i)) for i in range(table.size)]
         below = self.node_of(level - 1, path)
-        spec = self._spec(
+        spec = self.runs.spec(
             table.branch,
             below.shape,
             "branch",
@@ -195,8 +197,8 @@ class _Builder:
         last = not self._trained_above(level)
         share = "last" if level == len(self.levels) else "heal"
         teachers = aggregated.parents if heal.distill > 0 else ()
-        taught = tuple(map(self._node, teachers))
-        spec = self._spec(heal, aggregated.shape, share, last=last, among=self._trees(level), teachers=taught)
+        taught = [self._node(name).shape for name in teachers]
+        spec = self.runs.spec(heal, aggregated.shape, share, last=last, among=self._trees(level), teachers=taught)
         spec = replace(
             spec,
             distill=heal.distill,
@@ -233,34 +235,6 @@ class _Builder:
             )
         return shape.upcycled(experts)
 
-    def _spec(
-        self,
-        stage: TrainTable,
-        shape: AnyShape,
-        share: str,
-        *,
-        last: bool,
-        among: int = 1,
-        parts: int = 1,
-        objective: str | None = None,
-        teachers: tuple[Node, ...] = (),
-    ) -> TrainSpec:
-        """A run of *stage*, one of *among* that share the stage's part of the budget, on one of *parts* of the data."""
-        objective = objective or self.objective
-        tuned = self.origin is not None
-        decay = FINAL_DECAY if last else 0.0
-        values = values_for(objective, self.plan.train, stage, fine_tuning=tuned, decay=decay)
-        each = shape.train_flops_per_token(values["block_size"], values["batch_tokens"], values["optimizer"])
-        taught = sum(teacher.shape.forward_flops_per_token(values["block_size"]) for teacher in teachers)
-        length = partial(self.lengths.tokens, stage, objective, share, shape.parameters)
-        tokens = length(each + taught, among, parts)
-        once = self.lengths.kept(objective, values["block_size"], shape.vocab_size) if teachers else 0
-        if not 0 < once < tokens:
-            return whole_steps(TrainSpec(**values, tokens=tokens))
-        # Read more than once, what the teachers say is kept, and its FLOPs are free for more of the student's.
-        tokens = length(each, among, parts, once * taught)
-        return whole_steps(TrainSpec(**values, tokens=tokens, teacher_tokens=once))
-
     def baseline(self, graph: Graph) -> Node:
         """One model of about the final size, from the leaf's beginning, with the FLOPs of the whole tree."""
         shape = single_shape(graph[graph.final].shape, self.leaf)
@@ -272,13 +246,7 @@ class _Builder:
                 start = replace(start, train=self._same_flops(start, graph.own_flops(own.name)))
                 self.nodes[-1] = start
             below = graph.own_flops(own.name)
-        values = values_for(
-            self.objective,
-            self.plan.train,
-            self.plan.baseline,
-            fine_tuning=self.origin is not None,
-            decay=FINAL_DECAY,
-        )
+        values = self.runs.values(self.objective, self.plan.baseline, last=True)
         spec = TrainSpec(**values, tokens=1, order_seed=self.plan.seed)
         parents = (start.name,) if start else ()
         node = Node("baseline", len(self.levels), "baseline", parents, shape, self.plan.seed, train=spec)
