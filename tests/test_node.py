@@ -199,7 +199,7 @@ def test_teachers_are_asked_once_a_window_and_say_the_same(tokens: np.ndarray) -
         learned.append(torch.stack(losses))
     assert asked == [settings.tokens, 320]
     assert learned[0].min() > 0.005
-    torch.testing.assert_close(learned[0], learned[1], rtol=2e-3, atol=0)
+    torch.testing.assert_close(learned[0], learned[1], rtol=1e-2, atol=0)
 
 
 def test_a_killed_run_with_kept_teachers_ends_in_the_weights_of_an_undisturbed_one(
