@@ -29,9 +29,9 @@ from ract.aggregate.permutation import KINDS, symmetries
 from ract.aggregate.run import aggregate
 from ract.cost import Shape
 from ract.data.heldout import load_batches
+from ract.machine import processor_name
 from ract.model.anatomy import anatomy
 from ract.model.compact import new_compact_transformer
-from ract.train.device import processor_name
 
 SHAPE = Shape(512, 64, 2, 4, 2, 16, 192)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.application_pages import ROWS, write_docs
-from ract.train.device import processor_name
+from ract.machine import processor_name
 
 PLANS = Path(__file__).parent / "applications"
 RESULTS = Path(__file__).parent / "results" / "applications.json"

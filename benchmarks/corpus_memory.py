@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ract.data.corpus import documents
-from ract.train.device import processor_name
+from ract.machine import processor_name
 
 PREPARE = """
 import sys

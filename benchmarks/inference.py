@@ -37,7 +37,7 @@ from typing import Any
 
 from benchmarks.inference_models import prepare
 from benchmarks.inference_pages import BASELINE, table, write_docs
-from ract.train.device import processor_name
+from ract.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 PRECISIONS = ("fp32", "int8", "int4")

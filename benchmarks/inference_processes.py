@@ -28,7 +28,7 @@ def baseline(directory: str, threads: str) -> dict[str, float]:
     import torch
 
     from ract.checkpoint.live import load_model
-    from ract.runtime.machine import peak_memory_bytes
+    from ract.machine import peak_memory_bytes
 
     torch.set_num_threads(int(threads))
     model: Any = load_model(Path(directory), dtype=torch.float32)

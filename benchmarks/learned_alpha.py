@@ -25,8 +25,8 @@ from small_models import RESULTS, data_folder, make_tokenizer, save, tokens_of, 
 from ract.aggregate.weights import learn
 from ract.cost import Shape
 from ract.data.heldout import load_batches
+from ract.machine import processor_name
 from ract.model.compact import new_compact_transformer
-from ract.train.device import processor_name
 
 SHAPE = Shape(4096, 512, 6, 8, 4, 64, 1408)
 DOMAINS = ("stories", "wikipedia", "medical", "reviews")

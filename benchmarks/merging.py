@@ -30,7 +30,7 @@ import torch
 
 from ract.checkpoint.tensors import TensorReader
 from ract.checkpoint.writer import write_tensors
-from ract.train.device import processor_name
+from ract.machine import processor_name
 
 RESULTS = Path(__file__).parent / "results" / "merging.json"
 # Llama shapes of the wanted size: (children, dtype, hidden, intermediate, layers, vocabulary).

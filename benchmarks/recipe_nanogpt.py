@@ -22,7 +22,7 @@ from benchmarks.recipe_trees import Values, recipe_named
 from ract.checkpoint.directory import write_text
 from ract.checkpoint.lineage import read_lineage
 from ract.errors import BadInput, RactError
-from ract.runtime.machine import processors
+from ract.machine import processors
 from ract.tree.build import build
 
 # README of nanoGPT: "I only have a macbook (or other cheap computer)".

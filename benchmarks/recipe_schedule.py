@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.recipe_run import LOG, PROGRESS, RESULT, Spec, files_of, result_of, serve
 from ract.checkpoint.directory import write_text
+from ract.machine import processors
 from ract.plan.quantities import show_count, show_time
-from ract.runtime.machine import processors
 from ract.train.device import device_name
 from ract.tree.machine import training_speed
 

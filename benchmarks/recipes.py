@@ -28,7 +28,7 @@ from benchmarks.recipe_corpora import BUILT_IN
 from benchmarks.recipe_matrix import CORPORA, SEEDS, chosen, matrix, read_tuning, searches, tuned
 from ract.checkpoint.directory import write_text
 from ract.errors import RactError
-from ract.train.device import processor_name
+from ract.machine import processor_name
 
 RESULTS = recipe_records.RESULTS / "recipes.json"
 

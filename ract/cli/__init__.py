@@ -7,7 +7,7 @@ import sys
 
 from ract.cli.app import app
 from ract.errors import RactError
-from ract.runtime.machine import calm_environment
+from ract.machine import calm_environment
 
 # Each module adds its commands to the app when it is imported; none of them imports torch.
 from ract.cli import plans, models, evaluate, compare, text, export, compress  # noqa: F401  isort: skip

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ract.errors import RactError
+from ract.machine import available_memory_bytes
 from ract.runtime.choose import Form
-from ract.runtime.machine import available_memory_bytes
 
 _LEAST_FREE = 64 * 1024**2  # bytes; with less, the machine is about to swap or to kill somebody
 _WINDOW = 8  # steps whose median says how fast it goes now

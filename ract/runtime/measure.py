@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ract.errors import BadInput, RactError
+from ract.machine import cache_folder, fingerprint, peak_memory_bytes, processors
 from ract.runtime.beam import search
 from ract.runtime.engines.base import open_graphs
-from ract.runtime.machine import cache_folder, fingerprint, peak_memory_bytes, processors
 from ract.runtime.manifest import FILE_NAME, read_manifest
 
 _PROMPT, _STEPS, _ROUNDS = 32, 32, 5

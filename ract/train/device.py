@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
-
 import torch
+
+from ract.machine import processor_name
 
 _LONGEST_PLAIN_BLOCK = 512
 
@@ -18,15 +17,6 @@ def best_device() -> torch.device:
 def device_name() -> str:
     """What to call :func:`best_device` in a record."""
     return torch.cuda.get_device_name() if best_device().type == "cuda" else processor_name()
-
-
-def processor_name() -> str:
-    """What to call this machine's processor in a record."""
-    try:  # what Linux knows better than Python
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def has_native_bf16(device: torch.device) -> bool:

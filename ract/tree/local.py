@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ract.errors import BadInput, RactError
-from ract.runtime.machine import calm_environment
+from ract.machine import calm_environment
 from ract.tree.job import Job
 
 

@@ -9,8 +9,8 @@ import sys
 from ract.checkpoint.directory import write_text
 from ract.cost import machine_memory_bytes
 from ract.errors import BadInput
+from ract.machine import cache_folder, calm_environment, fingerprint, is_busy, processors
 from ract.plan.graph import Graph, Node
-from ract.runtime.machine import cache_folder, calm_environment, fingerprint, is_busy, processors
 
 _SHARE_OF_MEMORY = 0.85
 
