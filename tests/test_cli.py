@@ -177,6 +177,7 @@ def test_evaluate_needs_text_and_prints_a_row_a_model(ract: Ract, model: Path, t
     assert len(rows) == 2 and rows[0]["bits_per_byte"] == rows[1]["bits_per_byte"] > 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the write is cut short with an error, not a signal."""
     plan = tmp_path / "plan.toml"

@@ -77,7 +77,7 @@ def test_a_cell_is_as_dark_as_its_share_of_the_row(classifier: Record) -> None:
         ["one class with a long name", "another class with a long name"],
         [f"class number {i}" for i in range(12)],
         [f"number {i}" for i in range(20)],
-        [f"card_payment_{i}" for i in range(77)],
+        pytest.param([f"card_payment_{i}" for i in range(77)], marks=pytest.mark.slow),
     ],
     ids=["two", "three", "long", "twelve", "twenty", "seventy-seven"],
 )
