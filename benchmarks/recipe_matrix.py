@@ -97,8 +97,8 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
                 half = Values(share=_PASSES[1][0])
                 yield Search(place, "single", (*grid, _PASSES, _EMA), half)
                 yield Search(place, "best-single", (sizes, *grid, _PASSES, _EMA), half)
-                own = (("leaf", place.setting.sizes[:2]), ("members", (4, 2, 8)))
-                yield Search(place, "ours", (*own, *grid, _EMA))
+                own = (("leaf", place.setting.sizes[:2]), ("members", (4, 2, 6, 8)))
+                yield Search(place, "ours", (*own, *grid, _EMA, ("split", (0.5, 0.4, 0.65))))
             else:
                 yield Search(place, "single", (*grid, _EMA))
                 yield Search(place, "best-single", (sizes, *grid, _EMA))

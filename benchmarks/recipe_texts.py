@@ -14,6 +14,7 @@ corpus `stdlib`, this Python's standard library, needs none).
 - **Equal budgets.** All recipes of a table may spend the same FLOPs, counted from the plan: branches, teachers, the
   search for α, healing, and every node left behind on the way. Where a single model on little text is better off with
   fewer passes it spends less: the FLOPs column says what was spent. Not counted: measuring the valid loss in training.
+  What teachers say on a small text is computed, and counted, once for each of its windows.
 - **compute**: the single model of the final size reads less than half of the text once, recipes that begin small read
   more of it. **data**: a small subset that the budget lets the single model read about twenty times, past the point
   where it overfits (it may choose to spend less).
@@ -42,7 +43,7 @@ corpus `stdlib`, this Python's standard library, needs none).
 
 - **预算相同。** 同一张表里的所有配方可以花费相同的 FLOPs，由计划算出：分支、教师、α 的搜索、修复，
   以及途中留下的每个节点都计入。文本很少时，单个模型若少读几遍更好，就少花一些：FLOPs 一列是实际花费。
-  不计入：训练中测量验证损失的开销。
+  不计入：训练中测量验证损失的开销。小文本上教师的输出对每个窗口只计算一次，也只计入一次。
 - **compute**：最终大小的单个模型读不到半遍文本，从小模型开始的配方读得更多。
   **data**：一个小子集，预算够单个模型读约二十遍，已过了它过拟合的点（它可以选择少花一些）。
 - **test**：整个测试文本上每个词元的损失（奈特），每次运行结束后只读一次：各种子的平均值 ± 标准差。

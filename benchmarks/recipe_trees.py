@@ -16,7 +16,8 @@ class Values:
     """What is tuned. *share* is the part of the budget that is spent: fewer epochs may be better on little text.
 
     *members* is the number of an ensemble's leaves, *leaf* their shape, *size* the final shape of what may choose it
-    ("" where not searched), *grow_at* the part of the budget after which a leaf is stacked.
+    ("" where not searched), *grow_at* the part of the budget after which a leaf is stacked, *split* the part that an
+    ensemble has before it is distilled.
     """
 
     lr: float = 3e-3
@@ -28,6 +29,7 @@ class Values:
     size: str = ""
     grow_at: float = 0.35
     leaf: str = ""
+    split: float = 0.5
 
     def label(self) -> str:
         """The values in a file name."""
@@ -116,7 +118,7 @@ def _ensemble(setting: Setting, values: Values) -> Tree:
 
 def _ensemble_distil(setting: Setting, values: Values) -> Tree:
     levels = (_ensemble_of(values.members), {"method": "distill"})
-    return Tree(values.leaf or setting.leaf, {"leaf": 0.5, "2.student": 0.5}, levels)
+    return Tree(values.leaf or setting.leaf, {"leaf": values.split, "2.student": 1 - values.split}, levels)
 
 
 def _ensemble_distil_stack(setting: Setting, values: Values) -> Tree:

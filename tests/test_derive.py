@@ -232,7 +232,7 @@ def test_students_may_share_their_teacher(teacher: str, leaves: int) -> None:
     assert len({node.seed for node in students}) == 2
     assert len({node.teachers for node in students}) == (1 if teacher == "shared" else 2)
     spent = sum(graph.own_flops(node.name) for node in graph if node.method == "leaf")
-    assert spent == pytest.approx(3 / 9 * 1e12, rel=0.02)  # the leaves' share, however many they are
+    assert spent == pytest.approx(3 / 5 * 1e12, rel=0.03)  # the leaves' share, however many they are
     assert graph.total_flops(graph.final) == pytest.approx(1e12, rel=0.02)  # teachers' passes included
 
 

@@ -121,9 +121,9 @@ def test_both_sides_are_tuned_over_the_same_grid() -> None:
         for key, options in sides["single"].items():
             assert sides["best-single"][key] == options
             assert sides["ours"].get(key, options) == options
-        # A stack chooses its size, as the control does, and its moment; an ensemble its leaves and their number, where
-        # others choose their size and how many passes they make.
-        own = {"grow_at"} if setting == "compute" else {"leaf", "members"}
+        # A stack chooses its size, as the control does, and its moment; an ensemble its leaves, their number and their
+        # part of the budget, where others choose their size and how many passes they make.
+        own = {"grow_at"} if setting == "compute" else {"leaf", "members", "split"}
         assert {*sides["ours"]} - {*sides["best-single"]} == own
         assert ("size" in sides["ours"]) == (setting == "compute")
 

@@ -13,7 +13,7 @@ from ract.plan.schema import BaselineTable, LevelTable, Plan
 from ract.plan.tables import BranchTable, TrainTable
 
 # How stages without a length of their own share a budget of FLOPs: the cheap small models first, most for the last one.
-_SHARE = {"pretrain": 3.0, "leaf": 3.0, "branch": 2.0, "heal": 2.0, "student": 6.0, "last": 13.0}
+_SHARE = {"pretrain": 3.0, "leaf": 3.0, "branch": 2.0, "heal": 2.0, "student": 2.0, "last": 13.0}
 # What teachers say on a token is a probability for each entry of the vocabulary. So much of it is kept in memory: about
 # a megabyte of text, where epochs are many. A larger text is read few times.
 _BYTES_PER_PROBABILITY, _KEPT_BYTES = 2, 2**30
