@@ -261,6 +261,15 @@ def test_a_teacher_is_kept_only_where_a_text_is_read_again(epochs: float, kept: 
     assert bool(spec.teacher_tokens) is kept
 
 
+@pytest.mark.parametrize(
+    ("changed", "kept"), [({}, True), ({"token_splits": 0.1}, False), ({"token_dropout": 0.1}, False)]
+)
+def test_a_teacher_of_texts_is_kept_unless_they_change(changed: dict[str, float], kept: bool) -> None:
+    levels_ = [{"method": "ensemble", "members": 2}, {"method": "distill", "student": changed}]
+    spec = task_graph(CLASSES, level=levels_)["level-2-distill"].train
+    assert spec is not None and spec.teacher_tokens == (SIZE.tokens if kept else 0)
+
+
 def test_what_a_teacher_says_is_not_kept_where_it_would_fill_the_memory() -> None:
     levels_ = [{"method": "ensemble", "members": 2}, {"method": "distill", "student": {"epochs": 2.0}}]
     spec = graph_of(600_000, level=levels_)["level-2-distill"].train  # 1.2 GB of probabilities

@@ -178,6 +178,23 @@ def test_a_process_without_an_example_takes_part_and_changes_nothing(data: dict[
 
 
 @pytest.mark.parametrize("kind", ["classification", "translation"])
+def test_what_teachers_say_is_kept_for_the_right_targets(data: dict[str, Examples], kind: str) -> None:
+    teachers = Teachers([model(kind, data[kind], seed=seed) for seed in (3, 4)], [0.3, 0.7])
+    settings = spec(kind, tokens=256 * 30, distill=0.9, temperature=2.0, teacher_tokens=data[kind].tokens_in("train"))
+    asked: list[int] = []
+    teachers.models[0].register_forward_hook(lambda _, args, made: asked.append(len(made.logits)))
+    run = training(kind, data[kind], model(kind, data[kind], seed=5), settings=settings, teachers=teachers)
+    run.run()
+    assert sum(asked) == data[kind].count("train")
+    for step in range(8):
+        for batch in run.objective.micro_batches(step)[0]:
+            kept = run._mixture(batch)
+            assert len(kept) == len(run.objective.targets(batch))
+            said = run._mixture({key: value for key, value in batch.items() if key != "taught"})
+            torch.testing.assert_close(kept, said, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["classification", "translation"])
 def test_a_student_moves_towards_its_teacher(data: dict[str, Examples], kind: str) -> None:
     teacher = model(kind, data[kind], dropout=0.0)
     training(kind, data[kind], teacher, settings=spec(kind, tokens=256 * 10, lr=3e-3)).run()  # unsure yet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,8 @@ from ract.plan.tables import BranchTable, TrainTable
 
 # How stages without a length of their own share a budget of FLOPs: the cheap small models first, most for the last one.
 _SHARE = {"pretrain": 3.0, "leaf": 3.0, "branch": 2.0, "heal": 2.0, "student": 2.0, "last": 13.0}
-# What teachers say on a token is a probability for each entry of the vocabulary. So much of it is kept in memory: about
-# a megabyte of text, where epochs are many. A larger text is read few times.
+# What teachers say at a target is a probability for each entry of the vocabulary, or each class. So much of it is kept
+# in memory: about a megabyte of text, where epochs are many, and any number of texts to classify.
 _BYTES_PER_PROBABILITY, _KEPT_BYTES = 2, 2**30
 
 
@@ -62,7 +62,7 @@ class Runs:
         taught = sum(teacher.forward_flops_per_token(values["block_size"]) for teacher in teachers)
         length = partial(self._tokens, stage, objective, share, shape.parameters, among, parts)
         tokens = length(each + taught)
-        once = self._kept(objective, values["block_size"], shape.vocab_size) if teachers else 0
+        once = self._kept(objective, values, shape.vocab_size) if teachers else 0
         if not 0 < once < tokens:
             return whole_steps(TrainSpec(**values, tokens=tokens))
         # Read more than once, what the teachers say is kept, and its FLOPs are free for more of the student's.
@@ -73,11 +73,19 @@ class Runs:
         decay = FINAL_DECAY if last else 0.0
         return values_for(objective, self.plan.train, stage, fine_tuning=self.fine_tuning, decay=decay)
 
-    def _kept(self, objective: str, block_size: int, vocab_size: int) -> int:
-        """Tokens of the train split on which what teachers say can be kept: all that are read, or 0 if too many."""
-        tokens = (self.size.tokens - 1) // block_size * block_size
-        small = tokens * vocab_size * _BYTES_PER_PROBABILITY <= _KEPT_BYTES
-        return tokens if objective == "next-token" and tokens > 0 and small else 0
+    def _kept(self, objective: str, values: Mapping[str, Any], vocab_size: int) -> int:
+        """Tokens of the train split on which what teachers say can be kept: all that are read, or 0.
+
+        0 where it would take too much memory, and where a text is another one each time it is read.
+        """
+        tokens, classes = self.size.tokens, vocab_size
+        if objective == "next-token":
+            tokens = (tokens - 1) // values["block_size"] * values["block_size"]
+        elif objective == "classification":
+            classes = self.size.labels
+        changing = objective == "masked" or values["token_splits"] or values["token_dropout"]
+        small = tokens * classes * _BYTES_PER_PROBABILITY <= _KEPT_BYTES
+        return max(0, tokens) if small and not changing else 0
 
     def _tokens(
         self,

@@ -23,8 +23,9 @@ from ract.errors import NonFiniteLoss
 from ract.plan.graph import TrainSpec
 from ract.train.device import autocast_dtype, prefers_plain_attention
 from ract.train.dropout import residual_dropout
+from ract.train.kept import KeptAnswers
 from ract.train.losses import distillation_loss, squared_norm, teachers_mixture
-from ract.train.objectives import NextToken, Objective
+from ract.train.objectives import Objective
 from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimizers, set_lr, wsd_multiplier
 from ract.train.replay import ReplayedPass, can_be_replayed
 from ract.train.state import Progress, load_checkpoint, save_checkpoint
@@ -176,24 +177,19 @@ class TrainingRun:
     def _mixture(self, batch: Batch) -> torch.Tensor:
         """The α-mixture of the teachers' distributions at the targets of *batch*: (targets, classes)."""
         if "taught" in batch:
-            return batch["taught"].flatten(0, 1).float()
+            return batch["taught"].float()
         with self._autocast():
             taught = [self.objective.logits(teacher, batch) for teacher in self.teachers.models]
         return teachers_mixture(taught, self.teachers.alpha, self.spec.temperature)
 
     def _keep_what_teachers_say(self) -> None:
-        """Ask the teachers once for every window: they say the same in every epoch.
-
-        Always all windows in the same order, so that a resumed run has the same numbers to the last bit. Probabilities
-        in fp16 are exact to 5e-4 of themselves, below 6e-5 to 3e-8.
-        """
-        assert isinstance(self.objective, NextToken)
-        batches, kept = self.objective.all_windows(), []
-        for number, batch in enumerate(map(self._on_device, batches), start=1):
-            kept.append(self._mixture(batch).unflatten(0, batch["labels"].shape).to("cpu", torch.float16))
+        """Ask the teachers once, in the same order in a resumed run: it then has the same numbers to the last bit."""
+        pieces, said = self.objective.pieces(), []
+        for number, piece in enumerate(pieces, start=1):
+            said.append(self._mixture(self._on_device(self.objective.batch(piece))).half().cpu())
             if self.report and self.accelerator.is_main_process:
-                self.report("teach", number, len(batches))
-        self.objective.taught = torch.cat(kept)
+                self.report("teach", number, len(pieces))
+        self.objective.kept = KeptAnswers(pieces, said, self.objective.target_counts())
 
     def _evaluate(self, train_loss: float) -> None:
         """Note the losses; remember the best weights and stop early where the valid loss no longer falls."""

@@ -22,6 +22,7 @@ from ract.data.tokens import Corpus
 from ract.errors import BadInput
 from ract.plan.graph import TrainSpec
 from ract.train.augment import Augmentation
+from ract.train.kept import KeptAnswers
 
 VALID_TOKENS = 16_384
 _VALID_EXAMPLE_TOKENS = 32_768
@@ -35,9 +36,26 @@ class Objective:
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
         self.first_step = spec.start_tokens // spec.batch_tokens
+        self.kept: KeptAnswers | None = None
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> tuple[list[Batch], int]:
         """The forward passes of training step *step* for process *rank* of *world*, and the targets of all of them."""
+        raise NotImplementedError
+
+    def pieces(self) -> list[Indices]:
+        """All that is read in an epoch, windows or examples by number, in pieces of a micro-batch."""
+        raise NotImplementedError
+
+    def batch(self, members: Indices) -> Batch:
+        """The micro-batch of those windows or examples, with what the teachers say on them (``taught``) where kept."""
+        batch = self._collated(members)
+        return batch if self.kept is None else batch | {"taught": self.kept.at(members)}
+
+    def target_counts(self) -> Indices:
+        """How many targets each window or example has."""
+        raise NotImplementedError
+
+    def _collated(self, members: Indices) -> Batch:
         raise NotImplementedError
 
     def valid_batches(self) -> list[Batch]:
@@ -60,34 +78,32 @@ class Objective:
 
 
 class NextToken(Objective):
-    """Each token of a window from those before it.
-
-    *taught*, where it is kept, is what the teachers say on every window: fp16 (windows, block, vocabulary). Batches
-    then hold their part of it.
-    """
+    """Each token of a window from those before it."""
 
     one_shape = True
 
     def __init__(self, spec: TrainSpec, tokens: np.ndarray, valid: np.ndarray | None) -> None:
         super().__init__(spec)
         self.tokens, self.valid = tokens, valid
-        self.taught: torch.Tensor | None = None
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> tuple[list[Batch], int]:
         """See :meth:`Objective.micro_batches`. Raises BadInput when the windows do not divide among the processes."""
         windows = training_windows(self.tokens, **_order(self.spec, step + self.first_step))
         own = _of_this_process(windows, self.spec, rank, world)
-        return [self._batch(piece) for piece in own], len(windows) * self.spec.block_size
+        return [self.batch(piece) for piece in own], len(windows) * self.spec.block_size
 
-    def all_windows(self) -> list[Batch]:
-        """Every window of the train split, in order."""
+    def pieces(self) -> list[Indices]:
+        """See :meth:`Objective.pieces`."""
         count = window_count(self.tokens, self.spec.block_size)
         rows = max(1, self.spec.micro_batch_tokens // self.spec.block_size)
-        return [self._batch(np.arange(first, min(first + rows, count))) for first in range(0, count, rows)]
+        return [np.arange(first, min(first + rows, count)) for first in range(0, count, rows)]
 
-    def _batch(self, windows: np.ndarray) -> Batch:
-        batch = _shifted(windows_at(self.tokens, windows, self.spec.block_size))
-        return batch if self.taught is None else batch | {"taught": self.taught[torch.from_numpy(windows)]}
+    def target_counts(self) -> Indices:
+        """A block each."""
+        return np.full(window_count(self.tokens, self.spec.block_size), self.spec.block_size)
+
+    def _collated(self, members: Indices) -> Batch:
+        return _shifted(windows_at(self.tokens, members, self.spec.block_size))
 
     def valid_batches(self) -> list[Batch]:
         """Windows from all over the valid split."""
@@ -176,7 +192,20 @@ class _OfExamples(Objective):
 
     def _batches(self, step: int, examples: Indices, pieces: list[Indices]) -> list[Batch]:
         """A batch of each of *pieces*, which are this process's part of the *examples* of *step*."""
-        return [collate(self.data, "train", piece) for piece in pieces]
+        return [self.batch(piece) for piece in pieces]
+
+    def pieces(self) -> list[Indices]:
+        """See :meth:`Objective.pieces`."""
+        return micro_batches(self.data, "train", np.sort(self.order.members), self.spec.micro_batch_tokens)
+
+    def target_counts(self) -> Indices:
+        """The tokens of each translation; of each text to classify, its class alone."""
+        if self.data.task == "translation":
+            return np.asarray(self.data.targets["train"].lengths, dtype=np.int64)
+        return np.ones(self.data.count("train"), dtype=np.int64)
+
+    def _collated(self, members: Indices) -> Batch:
+        return collate(self.data, "train", members)
 
     def valid_batches(self) -> list[Batch]:
         """Examples from all over the valid split."""
@@ -244,7 +273,8 @@ class Translation(_OfExamples):
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """(target tokens, vocabulary)."""
         # Given labels, the model makes the decoder's inputs from them; its own loss is not used.
-        found = model(**batch, use_cache=False).logits
+        texts = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+        found = model(**texts, use_cache=False).logits
         return found[batch["labels"] != IGNORED]
 
 
