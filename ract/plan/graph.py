@@ -15,6 +15,11 @@ WEIGHTS_BLOCK = 128
 _NEUTRAL_AT_ZERO = ("token_splits", "token_dropout", "dropout", "teacher_tokens")
 
 
+def kept_bytes(tokens: int, classes: int) -> int:
+    """What a teacher's probabilities of *classes* take in memory, kept for *tokens* tokens at most: in fp16."""
+    return 2 * tokens * classes
+
+
 @dataclass(frozen=True)
 class DataSize:
     """How much there is to train on: *tokens* of the train split, of each of its *domains*, and of the text for

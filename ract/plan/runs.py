@@ -8,7 +8,7 @@ from typing import Any
 
 from ract.cost import AnyShape
 from ract.plan.defaults import FINAL_DECAY, TOKENS_PER_PARAMETER, default_epochs, values_for, whole_steps
-from ract.plan.graph import DataSize, TrainSpec
+from ract.plan.graph import DataSize, TrainSpec, kept_bytes
 from ract.plan.schema import BaselineTable, LevelTable, Plan
 from ract.plan.tables import BranchTable, TrainTable
 
@@ -16,7 +16,7 @@ from ract.plan.tables import BranchTable, TrainTable
 _SHARE = {"pretrain": 3.0, "leaf": 3.0, "branch": 2.0, "heal": 2.0, "student": 2.0, "last": 13.0}
 # What teachers say at a target is a probability for each entry of the vocabulary, or each class. So much of it is kept
 # in memory: about a megabyte of text, where epochs are many, and any number of texts to classify.
-_BYTES_PER_PROBABILITY, _KEPT_BYTES = 2, 2**30
+_KEPT_BYTES = 2**30
 
 
 class Runs:
@@ -84,7 +84,7 @@ class Runs:
         elif objective == "classification":
             classes = self.size.labels
         changing = objective == "masked" or values["token_splits"] or values["token_dropout"]
-        small = tokens * classes * _BYTES_PER_PROBABILITY <= _KEPT_BYTES
+        small = kept_bytes(tokens, classes) <= _KEPT_BYTES
         return max(0, tokens) if small and not changing else 0
 
     def _tokens(

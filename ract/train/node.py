@@ -184,12 +184,13 @@ class TrainingRun:
 
     def _keep_what_teachers_say(self) -> None:
         """Ask the teachers once, in the same order in a resumed run: it then has the same numbers to the last bit."""
-        pieces, said = self.objective.pieces(), []
+        pieces = self.objective.pieces()
+        kept = KeptAnswers(pieces, self.objective.target_counts())
         for number, piece in enumerate(pieces, start=1):
-            said.append(self._mixture(self._on_device(self.objective.batch(piece))).half().cpu())
+            kept.add(self._mixture(self._on_device(self.objective.batch(piece))))
             if self.report and self.accelerator.is_main_process:
                 self.report("teach", number, len(pieces))
-        self.objective.kept = KeptAnswers(pieces, said, self.objective.target_counts())
+        self.objective.kept = kept
 
     def _evaluate(self, train_loss: float) -> None:
         """Note the losses; remember the best weights and stop early where the valid loss no longer falls."""

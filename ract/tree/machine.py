@@ -10,7 +10,7 @@ from ract.checkpoint.directory import write_text
 from ract.cost import machine_memory_bytes
 from ract.errors import BadInput
 from ract.machine import cache_folder, calm_environment, fingerprint, is_busy, processors
-from ract.plan.graph import Graph, Node
+from ract.plan.graph import Graph, Node, kept_bytes
 
 _SHARE_OF_MEMORY = 0.85
 
@@ -23,8 +23,9 @@ def memory_of(graph: Graph, node: Node) -> float:
     bytes_needed = node.shape.training_memory_bytes(
         spec.micro_batch_tokens, spec.block_size, ema=spec.ema > 0, optimizer=spec.optimizer
     )
-    best = 4.0 * node.shape.parameters if spec.patience else 0.0
-    return bytes_needed + best + sum(graph[t].shape.size_bytes("fp32") for t in node.teachers)
+    kept = 4.0 * node.shape.parameters if spec.patience else 0.0
+    kept += kept_bytes(spec.teacher_tokens, getattr(node.shape, "num_labels", 0) or node.shape.vocab_size)
+    return bytes_needed + kept + sum(graph[t].shape.size_bytes("fp32") for t in node.teachers)
 
 
 def worker_count(graph: Graph, asked: int | None) -> int:
