@@ -65,38 +65,38 @@ WHEN = {
 What the tables below say so far; the seeds stand in every row, and with one seed a difference under 1% says nothing.
 
 - **Choose the size first.** With 5 to 10 TFLOP the best size beats the 8 blocks of width 128 by 8 to 12%, and by 4 to
-  10% the best way found to build the latter. `ract init` therefore makes no model that gets fewer than 4 tokens for
+  9% the best way found to build the latter. `ract init` therefore makes no model that gets fewer than 4 tokens for
   each parameter.
 - **Compute is scarce and the size is given, too large for the budget: stack once.** A quarter of the depth trained
-  first, stacked and healed is 4 to 5% better than the single model of that size on five corpora, 2% on tinyshakespeare.
-  Two hops do nearly as well, three or a single block worse; a merge of branches loses to the single model.
+  first, stacked and healed is 3 to 5% better than the single model of that size on all six corpora. With half of the
+  budget the lead is 4 to 5%, with twice of it 2 to 3%. Two hops do nearly as well, three or a single block worse; a
+  merge of branches loses to the single model.
 - **Compute is scarce and the size is free: train one model.** Growing it ties on the four English corpora and loses
-  0.5 and 0.6% on the other two.
-- **Text is scarce and compute is not: an ensemble of small leaves, distilled into one.** On the four English corpora
-  and the Chinese one the student is better than its own ensemble, 3 to 5% better than one leaf with the whole budget,
-  and 0.7 to 2.5% better than the better of the single models, which have four and eight times its parameters. On
-  tinyshakespeare it only equals the leaf, and the ensemble left as it is wins by 5%. It needs regularised leaves
-  (dropout 0.1) and a budget that trains each to its best. Distilling twice, merging and upcycling lose there.
+  0.6% (zh_wikipedia) and 1.3% (tinyshakespeare).
+- **Text is scarce and compute is not: an ensemble of small leaves, distilled into one.** The student is 4 to 6% better
+  than one leaf with the whole budget. On the English corpora and the Chinese one it is also better than the ensemble
+  that has the whole budget, and 1.6 to 3.4% better than the better of the single models, which have four and eight
+  times its parameters; on tinyshakespeare, where leaves are better than those, the ensemble left as it is wins by 1.3%.
+  It needs regularised leaves (dropout 0.1) and a budget that trains each to its best. Distilling twice, merging and
+  upcycling lose there.
 - **Several workers**: the leaves of an ensemble train side by side: where compute is scarce, four workers reach the
-  loss of the single model in 39% (wikipedia) and 55% (zh_wikipedia) of its time, with 45 and 79% more parameters.
+  loss of the single model in 39% (wikipedia) and 51% (zh_wikipedia) of its time, with 45 and 79% more parameters.
   Growth and merges gain little time.
 """,
     "zh": """## 何时用哪种
 
 这是下面的表格目前所说的；每一行都写着种子，只有一个种子时小于 1% 的差什么也说明不了。
 
-- **先选大小。** 用 5 到 10 TFLOP，最好的大小比宽 128 的 8 块好 8% 到 12%，比造出后者的最好办法好 4% 到 10%。
+- **先选大小。** 用 5 到 10 TFLOP，最好的大小比宽 128 的 8 块好 8% 到 12%，比造出后者的最好办法好 4% 到 9%。
   所以 `ract init` 不会造每个参数分不到 4 个词元的模型。
-- **算力稀缺，大小已定且对预算来说太大：堆叠一次。** 先训练四分之一的深度，堆叠后修复，在五个语料上比同样大小的单个模型
-  好 4% 到 5%，在 tinyshakespeare 上好 2%。分两步几乎一样好，三步或从单个块开始更差；分支合并不如单个模型。
-- **算力稀缺，大小可选：训练一个模型。** 增长在四个英文语料上与之持平，在另外两个上差 0.5% 和 0.6%。
-- **文本稀缺而算力不缺：小叶子的集成，蒸馏成一个。** 在四个英文语料和中文语料上，学生胜过自己的集成，
-  比用全部预算的单个叶子好 3% 到 5%，比参数为其四倍和八倍的单个模型中较好的好 0.7% 到 2.5%。
-  在 tinyshakespeare 上它只与叶子持平，不蒸馏的集成好 5%。叶子要正则化（dropout 0.1），预算要够每个叶子训练到最好。
-  在这里蒸馏两次、合并、升级为专家都更差。
+- **算力稀缺，大小已定且对预算来说太大：堆叠一次。** 先训练四分之一的深度，堆叠后修复，在全部六个语料上比同样大小的单个模型
+  好 3% 到 5%。预算减半时领先 4% 到 5%，加倍时 2% 到 3%。分两步几乎一样好，三步或从单个块开始更差；分支合并不如单个模型。
+- **算力稀缺，大小可选：训练一个模型。** 增长在四个英文语料上与之持平，在 zh_wikipedia 上差 0.6%，在 tinyshakespeare 上差 1.3%。
+- **文本稀缺而算力不缺：小叶子的集成，蒸馏成一个。** 学生比用全部预算的单个叶子好 4% 到 6%。在英文语料和中文语料上，
+  它也胜过用全部预算的集成，比参数为其四倍和八倍的单个模型中较好的好 1.6% 到 3.4%；在 tinyshakespeare 上叶子本来就比它们好，
+  不蒸馏的集成好 1.3%。叶子要正则化（dropout 0.1），预算要够每个叶子训练到最好。在这里蒸馏两次、合并、升级为专家都更差。
 - **多个处理器**：集成的叶子可以同时训练：算力稀缺时，四个处理器达到单个模型的损失只用其
-  39%（wikipedia）和 55%（zh_wikipedia）的时间，参数多 45% 和 79%。
-  增长和合并省不了多少时间。
+  39%（wikipedia）和 51%（zh_wikipedia）的时间，参数多 45% 和 79%。增长和合并省不了多少时间。
 """,
 }
 WORDS: dict[str, dict[str, str]] = {
@@ -175,9 +175,12 @@ WORDS: dict[str, dict[str, str]] = {
     "tuning": {"en": "Tuning", "zh": "调参"},
     "tuning_text": {
         "en": "Coordinate search on valid, seed 100; both sides have the same values to choose from. Besides, a stack "
-        "chooses its moment (grow_at), an ensemble its leaves and their number, a single model its passes (share).",
+        "chooses its moment (grow_at), an ensemble its leaves, their number and their part of the budget (split), a "
+        "single model its passes (share). The trials of wikipedia/data/ours before those of split asked the teachers "
+        "at every step.",
         "zh": "在验证集上逐坐标搜索，种子 100；双方可选的数值相同。此外，堆叠选择其时机（grow_at），"
-        "集成选择叶子及其数目，单个模型选择读几遍（share）。",
+        "集成选择叶子、其数目及其占预算的比例（split），单个模型选择读几遍（share）。"
+        "wikipedia/data/ours 中 split 之前的试验每一步都询问教师。",
     },
     "nanogpt": {"en": "tiny-shakespeare, side by side with nanoGPT", "zh": "tiny-shakespeare：与 nanoGPT 并排"},
     "nanogpt_text": {
