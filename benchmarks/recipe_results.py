@@ -16,6 +16,7 @@ from benchmarks.recipe_run import Spec
 CONTROLS = ("single", "best-single", "child-alone", "one-block", "stack", "ensemble", "merge", "two-hops", "three-hops")
 WORKERS = (1, 2, 4, 8)
 RESAMPLES, INTERVAL = 2000, 0.95
+_LEAST_GAIN = 0.005  # a share of a smaller gain says nothing
 _REACH = 4.0  # beyond so many times the last point no curve is followed
 
 Runs = Sequence[tuple[Spec, Mapping[str, Any]]]
@@ -183,7 +184,7 @@ def _gain_kept(one: Mapping[str, Any], child: Mapping[str, Any] | None) -> dict[
         return {}
     teacher, leaf, student = (statistics.fmean(run[key] for run in runs) for key in ("teacher", "leaf", "test"))
     kept = {"teacher_test": teacher, "leaf_test": leaf, "gain_kept": (leaf - student) / (leaf - teacher)}
-    if child is not None and child["test"]["mean"] > teacher:
+    if child is not None and child["test"]["mean"] > (1 + _LEAST_GAIN) * teacher:
         alone = child["test"]["mean"]
         kept["gain_kept_over_child_alone"] = (alone - student) / (alone - teacher)
     return kept
