@@ -78,7 +78,7 @@ _GRID = {
         ("lr", (1.5e-3, 3e-3, 6e-3)),
     ),
 }
-_PASSES = ("share", (0.5, 0.25, 1.0))
+_PASSES = ("share", (0.5, 0.25, 0.125, 1.0))
 _EMA = ("ema", (0.0, 0.98))
 
 
@@ -97,6 +97,7 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
                 half = Values(share=_PASSES[1][0])
                 yield Search(place, "single", (*grid, _PASSES, _EMA), half)
                 yield Search(place, "best-single", (sizes, *grid, _PASSES, _EMA), half)
+                yield Search(place, "child-alone", (*grid, _PASSES, _EMA), Values(share=0.25))
                 own = (("leaf", place.setting.sizes[:2]), ("members", (4, 2, 6, 8)))
                 yield Search(place, "ours", (*own, *grid, _EMA, ("split", (0.5, 0.4, 0.65))))
             else:
@@ -150,8 +151,8 @@ def spec_named(name: str, scale: float) -> Spec:
 
 def tuned(spec: Spec, tuning: Mapping[str, Any]) -> Spec:
     """*spec* with the values that were found for it; those of the first English corpus where its own class has none."""
-    side = spec.recipe if spec.recipe in ("single", "best-single") else "ours"
-    if spec.recipe.startswith("single-") or spec.recipe == "child-alone":
+    side = spec.recipe if spec.recipe in ("single", "best-single", "child-alone") else "ours"
+    if spec.recipe.startswith("single-"):
         side = "best-single"
     setting = spec.cell.setting.name
     own, other = (f"{corpus}/{setting}/{side}" for corpus in (spec.cell.tuned_on, ENGLISH[0]))
