@@ -45,8 +45,8 @@ def draw(sets: Sequence[Results], folder: Path) -> None:
                     save(_differences(_rows(found, setting)), folder / f"recipes-{setting}{ending}.svg")
             if _curves(found):
                 save(_curve_figure(_curves(found)), folder / f"recipes-curve{ending}.svg")
-        if fits(sets):
-            save(_scaling_figure(fits(sets)), folder / f"{SCALING}.svg")
+        if found_fits := fits(sets):
+            save(_scaling_figure(found_fits), folder / f"{SCALING}.svg")
 
 
 def _rows(found: Results, setting: str) -> list[tuple[str, bool, Results]]:

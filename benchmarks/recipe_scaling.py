@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,23 +34,32 @@ def scaling_points(sets: Sequence[Results]) -> dict[str, Points]:
     points: dict[str, Points] = {"parameters": [], "tokens a parameter": []}
     for found in sets:
         for one in found["cells"].values():
-            setting, recipes = one["setting"], one["recipes"]
-            for label, grown in recipes.items():
-                alone = recipes.get(label.replace(_GROWN, _ALONE, 1))
-                if setting != "compute" or label.partition("@")[0] != _GROWN or alone is None:
-                    continue
-                saving = 1 - grown["test"]["mean"] / alone["test"]["mean"]
-                if grown["fraction"] == 1:
-                    points["parameters"].append((alone["parameters"], saving))
+            for fraction, parameters, saving in _grown(one):
+                if fraction == 1:
+                    points["parameters"].append((parameters, saving))
                 if found["scale"] == 1:
-                    tokens = cell(one["corpus"], setting).setting.final_tokens * grown["fraction"]
-                    points["tokens a parameter"].append((tokens / alone["parameters"], saving))
-            leaves = recipes.get(_SIDE_BY_SIDE[setting])
-            if leaves is not None:
-                seconds, most = leaves["critical_seconds"], leaves["values"]["members"]
-                saved = [(float(w), 1 - each / seconds["1"]) for w, each in seconds.items() if int(w) <= most]
-                points.setdefault(f"workers, {_SIDE_BY_SIDE[setting]}", []).extend(saved)
+                    tokens = cell(one["corpus"], one["setting"]).setting.final_tokens * fraction
+                    points["tokens a parameter"].append((tokens / parameters, saving))
+            shared = _SIDE_BY_SIDE[one["setting"]]
+            points.setdefault(f"workers, {shared}", []).extend(_side_by_side(one["recipes"].get(shared)))
     return points
+
+
+def _grown(one: Results) -> Iterator[tuple[float, float, float]]:
+    """Of each budget at which growth has a single model beside it: its fraction, the parameters, what is saved."""
+    recipes = one["recipes"] if one["setting"] == "compute" else {}
+    for label, grown in recipes.items():
+        recipe, at, budget = label.partition("@")
+        alone = recipes.get(f"{_ALONE}{at}{budget}")
+        if recipe == _GROWN and alone is not None:
+            yield grown["fraction"], alone["parameters"], 1 - grown["test"]["mean"] / alone["test"]["mean"]
+
+
+def _side_by_side(leaves: Results | None) -> Points:
+    if leaves is None:
+        return []
+    seconds, most = leaves["critical_seconds"], leaves["values"]["members"]
+    return [(float(workers), 1 - each / seconds["1"]) for workers, each in seconds.items() if int(workers) <= most]
 
 
 def _amdahl(x: Array) -> Array:

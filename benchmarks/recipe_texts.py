@@ -76,9 +76,8 @@ What the tables below say so far; the seeds stand in every row, and with one see
 - **Text is scarce and compute is not: an ensemble of small leaves, distilled into one.** The student is 1.4 to
   2.3% better than the best single model, be it of its own size or with four or eight times the parameters. On the
   English corpora and the Chinese one it is also 1% better than the ensemble that has the whole budget; on
-  tinyshakespeare the ensemble left as it is wins by 1.3%.
-  It needs regularised leaves (dropout 0.1) and a budget that trains each to its best. Distilling twice, merging and
-  upcycling lose there.
+  tinyshakespeare the ensemble left as it is wins by 1.3%. It needs regularised leaves (dropout 0.1) and a budget that
+  trains each to its best. Distilling twice, merging and upcycling lose there.
 - **Several workers**: the leaves of an ensemble train side by side: where compute is scarce, four workers reach the
   loss of the single model in 39% (wikipedia) and 51% (zh_wikipedia) of its time, with 45 and 79% more parameters.
   Growth and merges gain little time.

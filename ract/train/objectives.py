@@ -288,8 +288,14 @@ def build_objective(spec: TrainSpec, data: Corpus | Examples) -> Objective:
 
 def _order(spec: TrainSpec, step: int) -> dict[str, Any]:
     """Which windows training step *step* reads, for :mod:`ract.data.batches`."""
-    size = {"batch_size": spec.batch_tokens // spec.block_size, "block_size": spec.block_size}
-    return {"step": step, **size, "seed": spec.order_seed, "shard": spec.shard}
+    windows = spec.batch_tokens // spec.block_size
+    return {
+        "step": step,
+        "batch_size": windows,
+        "block_size": spec.block_size,
+        "seed": spec.order_seed,
+        "shard": spec.shard,
+    }
 
 
 def _of_this_process(rows: np.ndarray, spec: TrainSpec, rank: int, world: int) -> list[np.ndarray]:
