@@ -80,6 +80,14 @@ _GRID = {
 }
 _PASSES = ("share", (0.5, 0.25, 0.125, 1.0))
 _EMA = ("ema", (0.0, 0.98))
+# The first lap of data ended at the edge of its learning rates, with a regularisation chosen at lower ones: the second
+# begins with more of it and looks beyond.
+_SECOND_LAP = (
+    ("lr", (6e-3, 1e-2, 1.6e-2, 2.5e-2, 4e-2)),
+    ("weight_decay", (0.5, 0.1, 2.0)),
+    ("dropout", (0.25, 0.1, 0.4)),
+    ("ema", (0.98, 0.95, 0.0)),
+)
 
 
 def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
@@ -104,6 +112,15 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
                 yield Search(place, "single", (*grid, _EMA))
                 yield Search(place, "best-single", (sizes, *grid, _EMA))
                 yield Search(place, "ours", (sizes, ("grow_at", (0.35, 0.55)), *grid, _EMA))
+
+
+def second_lap(search: Search, known: Mapping[str, Any]) -> Search:
+    """*search*, gone on with from what its first lap found (*known*, its record); of the data-limited setting only."""
+    begin = replace(values_from(known["values"]), dropout=0.25, weight_decay=0.5)
+    if search.side == "ours":
+        own = (("student_dropout", (0.1, "")),)
+        return replace(search, grid=(*_SECOND_LAP[:3], *own, _SECOND_LAP[3]), start=replace(begin, student_dropout=0.1))
+    return replace(search, grid=(*_SECOND_LAP[:3], ("share", (0.5, 0.25, 0.125)), _SECOND_LAP[3]), start=begin)
 
 
 def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterator[Spec]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.recipe_corpora import Setting, parse_shape
 from ract.errors import BadInput, nearest
@@ -17,7 +17,7 @@ class Values:
 
     *members* is the number of an ensemble's leaves, *leaf* their shape, *size* the final shape of what may choose it
     ("" where not searched), *grow_at* the part of the budget after which a leaf is stacked, *split* the part that an
-    ensemble has before it is distilled.
+    ensemble has before it is distilled, *student_dropout* the student's own dropout ("": that of the leaves).
     """
 
     lr: float = 3e-3
@@ -30,6 +30,7 @@ class Values:
     grow_at: float = 0.35
     leaf: str = ""
     split: float = 0.5
+    student_dropout: float | Literal[""] = ""
 
     def label(self) -> str:
         """The values in a file name."""
@@ -117,7 +118,8 @@ def _ensemble(setting: Setting, values: Values) -> Tree:
 
 
 def _ensemble_distil(setting: Setting, values: Values) -> Tree:
-    levels = (_ensemble_of(values.members), {"method": "distill"})
+    own = {} if values.student_dropout == "" else {"student": {"dropout": values.student_dropout}}
+    levels = (_ensemble_of(values.members), {"method": "distill", **own})
     return Tree(values.leaf or setting.leaf, {"leaf": values.split, "2.student": 1 - values.split}, levels)
 
 

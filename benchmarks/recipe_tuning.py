@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from benchmarks.recipe_matrix import Search
+from benchmarks.recipe_matrix import Search, values_from
 from benchmarks.recipe_run import Spec, result_of
 from benchmarks.recipe_schedule import run_all
 from benchmarks.recipe_trees import Values
 from ract.checkpoint.directory import write_text
 from ract.errors import RactError
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
-def tune(searches: Sequence[Search], work: Path, data: Path | None, jobs: int | None) -> dict[str, Any]:
+
+def tune(
+    searches: Sequence[Search], work: Path, data: Path | None, jobs: int | None, *, before: Mapping[str, Any] = _NONE
+) -> dict[str, Any]:
     """Carry out *searches*; the values found are written to ``WORK/tuning.json`` and returned with all trials.
+
+    *before* are the records of their first laps: those trials count too, and the best of all is chosen.
 
     A trial that fails, because it diverged for instance, is out. Raises RactError when all of a coordinate fail.
     """
@@ -43,10 +50,24 @@ def tune(searches: Sequence[Search], work: Path, data: Path | None, jobs: int | 
             if math.isinf(min(valid_loss(spec, work) for spec in specs)):
                 raise RactError(f"no trial of {key} ended", "See their logs; the same command goes on")
     found = {search.key: _record(search, best[search.key], tried[search.key], work) for search in searches}
+    found = {key: _joined(before[key], record) if key in before else record for key, record in found.items()}
     file = work / "tuning.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     write_text(file, json.dumps({**known, **found}, indent=1) + "\n")
     return {**known, **found}
+
+
+def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of two laps of one search, with the values of the better one."""
+    grid: dict[str, list[Any]] = {}
+    for lap in (first, second):
+        for name, options in lap["grid"].items():
+            grid[name] = list(dict.fromkeys([*grid.get(name, ()), *options]))
+    tried = [values_from(trial["values"]) for trial in first["trials"]]
+    trials = [*first["trials"], *(one for one in second["trials"] if values_from(one["values"]) not in tried)]
+    reached = [trial for trial in trials if trial["valid_nats_per_token"] is not None]
+    values = min(reached, key=lambda trial: trial["valid_nats_per_token"])["values"]
+    return {**second, "grid": grid, "values": values, "trials": trials, "flops": sum(t["flops"] for t in trials)}
 
 
 def candidates(values: Values, name: str, options: Sequence[Any]) -> list[Values]:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks import recipe_records
 from benchmarks.recipe_corpora import BUILT_IN
-from benchmarks.recipe_matrix import CORPORA, SEEDS, chosen, matrix, read_tuning, searches, tuned
+from benchmarks.recipe_matrix import CORPORA, SEEDS, chosen, matrix, read_tuning, searches, second_lap, tuned
 from ract.checkpoint.directory import write_text
 from ract.errors import RactError
 from ract.machine import processor_name
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one a processor")
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="corpus/setting/recipe/seed, or *")
     parser.add_argument("--tune", nargs="*", metavar="PATTERN", help="search values first; corpus/setting/side, or all")
+    parser.add_argument("--again", action="store_true", help="with --tune: a second lap from what the first one found")
     parser.add_argument("--tune-only", action="store_true", help="no runs after the search")
     parser.add_argument("--list", action="store_true", help="show the runs, make none")
     parser.add_argument("--collect", action="store_true", help="write the results of what is finished, make none")
@@ -84,7 +85,9 @@ def _carry_out(options: argparse.Namespace) -> int:
     work, data, jobs = options.work, options.data, options.jobs
     if options.tune is not None and not options.list:
         wanted = [s for s in searches(options.corpora, options.scale) if _matches(s.key, options.tune)]
-        recipe_tuning.tune(wanted, work, data, jobs)
+        known = read_tuning(work, RESULTS) if options.again else {}
+        wanted = [second_lap(s, known[s.key]) for s in wanted if s.key in known] if options.again else wanted
+        recipe_tuning.tune(wanted, work, data, jobs, before=known)
         if options.tune_only:
             return 0
     tuning = read_tuning(work, RESULTS)

@@ -25,7 +25,7 @@ from benchmarks.recipe_corpora import (
     materialise,
     sources,
 )
-from benchmarks.recipe_matrix import CORPORA, Search, chosen, matrix, searches, spec_named, tuned
+from benchmarks.recipe_matrix import CORPORA, Search, chosen, matrix, searches, second_lap, spec_named, tuned
 from benchmarks.recipe_measure import window_losses
 from benchmarks.recipe_plans import graph_of, plan_of, stage_of, toml_of
 from benchmarks.recipe_run import RESULT, Spec, carry_out, result_of
@@ -201,7 +201,7 @@ def test_tuning_keeps_the_best_of_each_coordinate_and_says_what_it_cost(
     assert records and not any("test" in one["losses"]["final"] for one in records)  # test text is not for choices
 
 
-def test_a_trial_that_diverges_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_diverges_is_out_and_a_second_lap_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def outcome(spec: Spec, work: Path) -> dict[str, Any] | None:
         loss = {"final": {"valid": {"nats_per_token": abs(spec.values.lr - 2.0) + spec.values.weight_decay}}}
         record = {"losses": loss, "flops": 1.0, "parameters": 1, "device": "", "nodes": {}}
@@ -210,10 +210,16 @@ def test_a_trial_that_diverges_is_out(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(recipe_tuning, "run_all", lambda specs, work, data, jobs: [])
     monkeypatch.setattr(recipe_tuning, "result_of", outcome)
     place = cell("mine", "data")
-    search = Search(place, "single", (("lr", (1.0, 2.0, 3.0)), ("weight_decay", (0.5, 0.25))))
+    search = Search(place, "single", (("lr", (1.0, 2.0, 3.0)), ("weight_decay", (0.5, 0.05))))
     found = recipe_tuning.tune([search], tmp_path, None, None)[search.key]
-    assert (found["values"]["lr"], found["values"]["weight_decay"]) == (2.0, 0.25)
+    assert (found["values"]["lr"], found["values"]["weight_decay"]) == (2.0, 0.05)
     assert len(found["trials"]) == 5 and found["flops"] == 4.0
+    lap = second_lap(search, found)
+    assert (lap.start.lr, lap.start.weight_decay) == (2.0, 0.5) and 6e-3 in dict(lap.grid)["lr"]
+    both = recipe_tuning.tune([lap], tmp_path, None, None, before={search.key: found})[search.key]
+    assert both["values"] == found["values"], "no trial of the second lap was better"
+    assert both["trials"][:5] == found["trials"] and len(both["trials"]) > 10
+    assert both["grid"]["lr"] == [1.0, 2.0, 3.0, 6e-3, 1e-2, 1.6e-2, 2.5e-2, 4e-2]
     with pytest.raises(RactError, match="no trial of mine/data/single ended"):
         recipe_tuning.tune([Search(place, "single", (("lr", (3.0, 4.0)),))], tmp_path, None, None)
 
