@@ -6,6 +6,7 @@ Core recipes run on every corpus; the others, which ask what each part of a reci
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -80,14 +81,21 @@ _GRID = {
 }
 _PASSES = ("share", (0.5, 0.25, 0.125, 1.0))
 _EMA = ("ema", (0.0, 0.98))
-# The first lap of data ended at the edge of its learning rates, with a regularisation chosen at lower ones: the second
-# begins with more of it and looks beyond.
-_SECOND_LAP = (
-    ("lr", (6e-3, 1e-2, 1.6e-2, 2.5e-2, 4e-2)),
-    ("weight_decay", (0.5, 0.1, 2.0)),
-    ("dropout", (0.25, 0.1, 0.4)),
-    ("ema", (0.98, 0.95, 0.0)),
-)
+# The first lap of data ended at the edge of its learning rates, with a regularisation that suits lower ones only.
+# Together they go much further: pilots with one leaf led to where the second lap begins, on all sides.
+_BEYOND = {"lr": 4e-2, "weight_decay": 2.0, "dropout": 0.1}
+_AGAIN = (("lr", (4e-2, 2.5e-2, 1.6e-2, 6e-3)), ("weight_decay", (2.0, 0.5, 4.0)), ("dropout", (0.1, 0.0, 0.25)))
+_SECOND_LAP = {
+    "single": (*_AGAIN, ("share", (0.25, 0.5, 0.125)), ("ema", (0.98, 0.95, 0.9, 0.0))),
+    "ours": (
+        ("student_weight_decay", (0.5, 0.1, "")),
+        *_AGAIN,
+        ("student_dropout", ("", 0.0)),
+        ("members", (4, 3, 6)),
+        ("split", (0.65, 0.5, 0.75)),
+        ("ema", (0.98, 0.95)),
+    ),
+}
 
 
 def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
@@ -116,11 +124,11 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
 
 def second_lap(search: Search, known: Mapping[str, Any]) -> Search:
     """*search*, gone on with from what its first lap found (*known*, its record); of the data-limited setting only."""
-    begin = replace(values_from(known["values"]), dropout=0.25, weight_decay=0.5)
+    known_values = values_from(known["values"])
+    start = replace(known_values, ema=known_values.ema or 0.9, **_BEYOND)
     if search.side == "ours":
-        own = (("student_dropout", (0.1, "")),)
-        return replace(search, grid=(*_SECOND_LAP[:3], *own, _SECOND_LAP[3]), start=replace(begin, student_dropout=0.1))
-    return replace(search, grid=(*_SECOND_LAP[:3], ("share", (0.5, 0.25, 0.125)), _SECOND_LAP[3]), start=begin)
+        return replace(search, grid=_SECOND_LAP["ours"], start=replace(start, student_weight_decay=0.5))
+    return replace(search, grid=_SECOND_LAP["single"], start=start)
 
 
 def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterator[Spec]:
@@ -179,10 +187,30 @@ def tuned(spec: Spec, tuning: Mapping[str, Any]) -> Spec:
     if found is None:
         return spec
     values = values_from(found["values"])
+    if spec.recipe == "best-single":
+        values = _best_of_any_size(spec.cell, tuning, own if own in tuning else other)
     if spec.recipe == "child-alone":  # the leaf that our side has chosen, alone
         ours = tuning.get(own.replace(side, "ours"), tuning.get(other.replace(side, "ours")))
         values = replace(values, leaf=ours["values"].get("leaf", "") if ours else "")
     return with_values(spec, values)
+
+
+def _best_of_any_size(place: Cell, tuning: Mapping[str, Any], key: str) -> Values:
+    """The values of the single model that was best on valid, be it in the search (*key*) for its size or in another.
+
+    A search that chooses a size before all else may take one that another, searched by itself, then leaves behind.
+    """
+    searched = {"best-single": "", "single": place.setting.final, "child-alone": place.setting.leaf}
+    found = {size: tuning.get(key.replace("best-single", side)) for side, size in searched.items()}
+    reached = {size: _reached(record) for size, record in found.items() if record is not None}
+    best = min(reached, key=lambda size: (reached[size], size != ""))
+    values = values_from(found[best]["values"])
+    return replace(values, size=best) if best else values
+
+
+def _reached(record: Mapping[str, Any]) -> float:
+    losses = (trial["valid_nats_per_token"] for trial in record.get("trials", ()))
+    return min((loss for loss in losses if loss is not None), default=math.inf)
 
 
 def values_from(record: Mapping[str, Any]) -> Values:

@@ -17,7 +17,8 @@ class Values:
 
     *members* is the number of an ensemble's leaves, *leaf* their shape, *size* the final shape of what may choose it
     ("" where not searched), *grow_at* the part of the budget after which a leaf is stacked, *split* the part that an
-    ensemble has before it is distilled, *student_dropout* the student's own dropout ("": that of the leaves).
+    ensemble has before it is distilled, *student_dropout* and *student_weight_decay* the student's own ("": those
+    of the leaves).
     """
 
     lr: float = 3e-3
@@ -31,6 +32,7 @@ class Values:
     leaf: str = ""
     split: float = 0.5
     student_dropout: float | Literal[""] = ""
+    student_weight_decay: float | Literal[""] = ""
 
     def label(self) -> str:
         """The values in a file name."""
@@ -118,8 +120,9 @@ def _ensemble(setting: Setting, values: Values) -> Tree:
 
 
 def _ensemble_distil(setting: Setting, values: Values) -> Tree:
-    own = {} if values.student_dropout == "" else {"student": {"dropout": values.student_dropout}}
-    levels = (_ensemble_of(values.members), {"method": "distill", **own})
+    own = {"dropout": values.student_dropout, "weight_decay": values.student_weight_decay}
+    given = {key: value for key, value in own.items() if value != ""}
+    levels = (_ensemble_of(values.members), {"method": "distill", **({"student": given} if given else {})})
     return Tree(values.leaf or setting.leaf, {"leaf": values.split, "2.student": 1 - values.split}, levels)
 
 

@@ -114,6 +114,21 @@ def test_each_side_takes_the_values_found_for_it() -> None:
     assert {name: tuned(spec_named(name, 1.0), tuning).values.lr for name in expected} == expected
 
 
+def test_the_best_single_model_may_come_from_the_search_of_another_size() -> None:
+    def found(lr: float, loss: float) -> dict[str, Any]:
+        return {
+            "values": {"lr": lr, "size": "6x224"},
+            "trials": [{"valid_nats_per_token": one} for one in (9.0, loss, None)],
+        }
+
+    tuning = {"wikipedia/data/best-single": found(1.0, 4.9), "wikipedia/data/child-alone": found(2.0, 4.8)}
+    values = tuned(spec_named("stories/data/best-single/0", 1.0), tuning).values
+    assert (values.lr, values.size) == (2.0, "4x96")
+    tuning["wikipedia/data/child-alone"] = found(2.0, 5.0)
+    values = tuned(spec_named("stories/data/best-single/0", 1.0), tuning).values
+    assert (values.lr, values.size) == (1.0, "6x224")
+
+
 def test_both_sides_are_tuned_over_the_same_grid() -> None:
     for setting in SETTINGS:
         sides = {s.side: dict(s.grid) for s in searches(CORPORA, 1.0) if s.cell.name == f"wikipedia/{setting}"}
@@ -215,11 +230,11 @@ def test_a_trial_that_diverges_is_out_and_a_second_lap_goes_on(tmp_path: Path, m
     assert (found["values"]["lr"], found["values"]["weight_decay"]) == (2.0, 0.05)
     assert len(found["trials"]) == 5 and found["flops"] == 4.0
     lap = second_lap(search, found)
-    assert (lap.start.lr, lap.start.weight_decay) == (2.0, 0.5) and 6e-3 in dict(lap.grid)["lr"]
+    assert (lap.start.lr, lap.start.weight_decay) == (4e-2, 2.0) and 6e-3 in dict(lap.grid)["lr"]
     both = recipe_tuning.tune([lap], tmp_path, None, None, before={search.key: found})[search.key]
     assert both["values"] == found["values"], "no trial of the second lap was better"
     assert both["trials"][:5] == found["trials"] and len(both["trials"]) > 10
-    assert both["grid"]["lr"] == [1.0, 2.0, 3.0, 6e-3, 1e-2, 1.6e-2, 2.5e-2, 4e-2]
+    assert both["grid"]["lr"] == [1.0, 2.0, 3.0, 4e-2, 2.5e-2, 1.6e-2, 6e-3]
     with pytest.raises(RactError, match="no trial of mine/data/single ended"):
         recipe_tuning.tune([Search(place, "single", (("lr", (3.0, 4.0)),))], tmp_path, None, None)
 
