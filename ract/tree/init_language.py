@@ -65,9 +65,11 @@ heal = {{}}
 """
 _DISTIL = """\
 # {why}
-[train]
-dropout = 0.1                 # little text: what keeps a model from learning it by heart
-weight_decay = 0.5
+[train]                       # little text: what keeps a model from learning it by heart allows higher rates
+lr = 2.5e-2
+weight_decay = 2.0
+dropout = 0.1
+ema = 0.98                    # the weights are an average over the last fifty steps or so
 
 [compact]                     # the leaf: a small decoder (Qwen3 architecture)
 hidden_size = {hidden}
@@ -79,7 +81,7 @@ members = {members}
 
 [[level]]                     # the ensemble teaches one model of the leaf's size
 method = "distill"
-student = {{}}
+student = {{ weight_decay = 0.5 }}   # it has what the leaves say to hold on to
 """
 _TAIL = """
 [baseline]
