@@ -183,12 +183,12 @@ def tuned(spec: Spec, tuning: Mapping[str, Any]) -> Spec:
     own, other = (f"{corpus}/{setting}/{side}" for corpus in (spec.cell.tuned_on, ENGLISH[0]))
     if own not in tuning and spec.cell.corpus == BUILT_IN:
         return with_values(spec, QUICK_VALUES.get((setting, spec.recipe), Values()))
-    found = tuning.get(own, tuning.get(other))
-    if found is None:
+    key = own if own in tuning else other
+    if key not in tuning:
         return spec
-    values = values_from(found["values"])
+    values = values_from(tuning[key]["values"])
     if spec.recipe == "best-single":
-        values = _best_of_any_size(spec.cell, tuning, own if own in tuning else other)
+        values = _best_of_any_size(spec.cell, tuning, key)
     if spec.recipe == "child-alone":  # the leaf that our side has chosen, alone
         ours = tuning.get(own.replace(side, "ours"), tuning.get(other.replace(side, "ours")))
         values = replace(values, leaf=ours["values"].get("leaf", "") if ours else "")

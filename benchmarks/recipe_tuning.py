@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from benchmarks.recipe_matrix import Search, values_from
@@ -22,15 +21,19 @@ from benchmarks.recipe_trees import Values
 from ract.checkpoint.directory import write_text
 from ract.errors import RactError
 
-_NONE: Mapping[str, Any] = MappingProxyType({})
-
 
 def tune(
-    searches: Sequence[Search], work: Path, data: Path | None, jobs: int | None, *, before: Mapping[str, Any] = _NONE
+    searches: Sequence[Search],
+    work: Path,
+    data: Path | None,
+    jobs: int | None,
+    *,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Carry out *searches*; the values found are written to ``WORK/tuning.json`` and returned with all trials.
 
-    *before* are the records of their first laps: those trials count too, and the best of all is chosen.
+    *before* has the records of their first laps, if these are second ones: those trials count too, and the best of all
+    is chosen.
 
     A trial that fails, because it diverged for instance, is out. Raises RactError when all of a coordinate fail.
     """
@@ -50,7 +53,8 @@ def tune(
             if math.isinf(min(valid_loss(spec, work) for spec in specs)):
                 raise RactError(f"no trial of {key} ended", "See their logs; the same command goes on")
     found = {search.key: _record(search, best[search.key], tried[search.key], work) for search in searches}
-    found = {key: _joined(before[key], record) if key in before else record for key, record in found.items()}
+    if before is not None:
+        found = {key: _joined(before[key], record) for key, record in found.items()}
     file = work / "tuning.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     write_text(file, json.dumps({**known, **found}, indent=1) + "\n")

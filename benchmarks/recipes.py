@@ -85,8 +85,10 @@ def _carry_out(options: argparse.Namespace) -> int:
     work, data, jobs = options.work, options.data, options.jobs
     if options.tune is not None and not options.list:
         wanted = [s for s in searches(options.corpora, options.scale) if _matches(s.key, options.tune)]
-        known = read_tuning(work, RESULTS) if options.again else {}
-        wanted = [second_lap(s, known[s.key]) for s in wanted if s.key in known] if options.again else wanted
+        known = None
+        if options.again:
+            known = read_tuning(work, RESULTS)
+            wanted = [second_lap(s, known[s.key]) for s in wanted if s.key in known and s.cell.setting.name == "data"]
         recipe_tuning.tune(wanted, work, data, jobs, before=known)
         if options.tune_only:
             return 0

@@ -32,7 +32,8 @@ _BLOCK_SIZE, _BATCH_TOKENS = 256, 4096
 # At 10 TFLOP the best size read 9 tokens for each of its parameters; half of that cost 1% of the loss, a tenth 10%.
 _TOKENS_PER_PARAMETER = 4.0
 # From so many passes of a model of the final size on, leaves have the time to be trained to their best, each: with 80
-# distilling won, with 60 it had lost.
+# distilling won, with 60 it had lost. That was before the learning rate and weight decay below: with them one model
+# reads some texts as often without overfitting, and wins (docs/log.md).
 _EPOCHS_OF_SCARCE_TEXT = 70.0
 
 _HEAD = """\
