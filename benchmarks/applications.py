@@ -42,6 +42,7 @@ def build(row: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     """Build one row with one seed (or open what is built) and read what it came to."""
     import ract
     from ract.checkpoint.lineage import read_lineage
+    from ract.train.device import device_name
 
     folder = work / f"{row}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,7 @@ def build(row: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     references = folder / "references.json"
     return {
         "seed": seed,
+        "device": device_name(),
         "task": run.plan.data.task,
         "final": run.graph.final,
         "baseline": run.graph.baseline,

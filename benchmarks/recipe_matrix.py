@@ -221,8 +221,9 @@ def values_from(record: Mapping[str, Any]) -> Values:
 def read_tuning(work: Path, published: Path) -> dict[str, Any]:
     """What was tuned: in *work*, else as *published* with the results; nothing where neither is there."""
     own = work / "tuning.json"
-    if own.is_file():
-        return json.loads(own.read_text(encoding="utf-8"))
-    if published.is_file():
-        return json.loads(published.read_text(encoding="utf-8")).get("tuning", {})
-    return {}
+    return json.loads(own.read_text(encoding="utf-8")) if own.is_file() else published_tuning(published)
+
+
+def published_tuning(file: Path) -> dict[str, Any]:
+    """What was tuned for the results in *file*; nothing where there are none."""
+    return json.loads(file.read_text(encoding="utf-8")).get("tuning", {}) if file.is_file() else {}

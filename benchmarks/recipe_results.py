@@ -59,18 +59,24 @@ def _recipe(runs: Runs) -> dict[str, Any]:
     for split in ("valid", "test"):
         one[split] = mean_and_spread([run[split] for run in one["runs"]])
     one["test_bits_per_byte"] = mean_and_spread([run["test_bits_per_byte"] for run in one["runs"]])
-    for key in ("flops", "processor_seconds"):
-        one[key] = statistics.fmean(run[key] for run in one["runs"])
-    one["critical_seconds"] = {
-        str(workers): statistics.fmean(run["critical_seconds"][str(workers)] for run in one["runs"])
-        for workers in WORKERS
-    }
+    one["flops"] = statistics.fmean(run["flops"] for run in one["runs"])
+    timed = [run for run in one["runs"] if "critical_seconds" in run]
+    if timed:
+        one["processor_seconds"] = statistics.fmean(run["processor_seconds"] for run in timed)
+        one["critical_seconds"] = {
+            str(workers): statistics.fmean(run["critical_seconds"][str(workers)] for run in timed)
+            for workers in WORKERS
+        }
     return one
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
     losses, nodes = record["losses"], record["nodes"]
     parts = {role: losses[role]["test"]["nats_per_token"] for role in ("teacher", "leaf") if role in losses}
+    times: dict[str, Any] = {}
+    if not record.get("accelerator"):  # many runs share one, and what a processor does meanwhile says nothing
+        times["processor_seconds"] = sum(node["processor_seconds"] for node in nodes.values())
+        times["critical_seconds"] = {str(workers): makespan(nodes, workers) for workers in WORKERS}
     return {
         "seed": record["seed"],
         "device": record["device"],
@@ -79,8 +85,7 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
         "test_bits_per_byte": losses["final"]["test"]["bits_per_byte"],
         **parts,
         "flops": record["flops"],
-        "processor_seconds": sum(node["processor_seconds"] for node in nodes.values()),
-        "critical_seconds": {str(workers): makespan(nodes, workers) for workers in WORKERS},
+        **times,
         "nodes": len(nodes),
     }
 
@@ -170,7 +175,7 @@ def _same_loss(
 ) -> dict[str, float]:
     """The share of the single model's FLOPs, and of its time on one worker, that the recipe takes to its loss."""
     needed = flops_for(one["test"]["mean"], curve)
-    if needed is None or single is None:
+    if needed is None or single is None or "critical_seconds" not in one or "processor_seconds" not in single:
         return {}
     seconds = single["processor_seconds"] * needed / single["flops"]
     times = {workers: value / seconds for workers, value in one["critical_seconds"].items()}

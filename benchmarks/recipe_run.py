@@ -28,7 +28,7 @@ from ract.checkpoint.directory import write_text
 from ract.checkpoint.lineage import Lineage, read_lineage
 from ract.errors import RactError, StoppedByParent
 from ract.plan.graph import Graph
-from ract.train.device import device_name
+from ract.train.device import best_device, device_name
 from ract.tree.build import Run, Watcher, build
 from ract.tree.job import Job
 from ract.tree.local import Event
@@ -122,6 +122,7 @@ def carry_out(spec: Spec, work: Path, data: Path | None) -> dict[str, Any]:
         "train_tokens": _train_tokens(run),
         "final": run.graph.final,
         "device": device_name(),
+        "accelerator": best_device().type != "cpu",
         "nodes": nodes,
         "plan": spec.identity,
         **_losses(spec, run, files),

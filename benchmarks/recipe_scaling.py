@@ -56,7 +56,7 @@ def _grown(one: Results) -> Iterator[tuple[float, float, float]]:
 
 
 def _side_by_side(leaves: Results | None) -> Points:
-    if leaves is None:
+    if leaves is None or "critical_seconds" not in leaves:
         return []
     seconds, most = leaves["critical_seconds"], leaves["values"]["members"]
     return [(float(workers), 1 - each / seconds["1"]) for workers, each in seconds.items() if int(workers) <= most]

@@ -133,8 +133,7 @@ def _cell(name: str, one: Results, language: str, scale: float) -> str:
                 _seeds(values),
                 *(_difference(values["against"].get(control)) for control in ("single", "best-single", "child-alone")),
                 show_count(values["flops"]),
-                show_time(values["critical_seconds"]["1"]),
-                show_time(values["critical_seconds"]["4"]),
+                *(_time(values, workers) for workers in ("1", "4")),
                 f"`{_command(name, recipe, values, scale)}`",
             ]
         )
@@ -251,6 +250,10 @@ def _mean(value: Results) -> str:
 
 def _seeds(values: Results) -> str:
     return ", ".join(str(run["seed"]) for run in values["runs"])
+
+
+def _time(values: Results, workers: str) -> str:
+    return show_time(values["critical_seconds"][workers]) if "critical_seconds" in values else "–"
 
 
 def _difference(against: Results | None) -> str:

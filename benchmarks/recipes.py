@@ -25,7 +25,17 @@ from pathlib import Path
 
 from benchmarks import recipe_records
 from benchmarks.recipe_corpora import BUILT_IN
-from benchmarks.recipe_matrix import CORPORA, SEEDS, chosen, matrix, read_tuning, searches, second_lap, tuned
+from benchmarks.recipe_matrix import (
+    CORPORA,
+    SEEDS,
+    chosen,
+    matrix,
+    published_tuning,
+    read_tuning,
+    searches,
+    second_lap,
+    tuned,
+)
 from ract.checkpoint.directory import write_text
 from ract.errors import RactError
 from ract.machine import processor_name
@@ -87,14 +97,16 @@ def _carry_out(options: argparse.Namespace) -> int:
         wanted = [s for s in searches(options.corpora, options.scale) if _matches(s.key, options.tune)]
         known = None
         if options.again:
-            known = read_tuning(work, RESULTS)
+            known = read_tuning(work, _results_at(options.scale))
             wanted = [second_lap(s, known[s.key]) for s in wanted if s.key in known and s.cell.setting.name == "data"]
         recipe_tuning.tune(wanted, work, data, jobs, before=known)
         if options.tune_only:
             return 0
-    tuning = read_tuning(work, RESULTS)
-    every = [tuned(spec, tuning) for spec in matrix(options.corpora, options.seeds, options.scale)]
-    specs = [tuned(spec, tuning) for spec in chosen(every, options.only, options.scale)]
+    tuning = read_tuning(work, _results_at(options.scale))
+    # At a larger scale one search or another may have been made; where none was, the values are those of scale 1.
+    values = tuning if options.scale == 1 else {**published_tuning(RESULTS), **tuning}
+    every = [tuned(spec, values) for spec in matrix(options.corpora, options.seeds, options.scale)]
+    specs = [tuned(spec, values) for spec in chosen(every, options.only, options.scale)]
     if options.list:
         print(recipe_schedule.listing(specs, work, jobs))
         return 0
@@ -117,7 +129,11 @@ def _place(options: argparse.Namespace) -> Path:
     """Where results go by default: a part of the matrix never takes the place of what is published."""
     if options.only or options.quick:
         return options.work / "results.json"
-    return RESULTS if options.scale == 1 else RESULTS.with_name(f"recipes-x{options.scale:g}.json")
+    return _results_at(options.scale)
+
+
+def _results_at(scale: float) -> Path:
+    return RESULTS if scale == 1 else RESULTS.with_name(f"recipes-x{scale:g}.json")
 
 
 def _matches(key: str, patterns: list[str]) -> bool:

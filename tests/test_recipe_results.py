@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from benchmarks.recipe_figures import draw, figure_names
+from benchmarks.recipe_matrix import spec_named
 from benchmarks.recipe_measure import window_losses
 from benchmarks.recipe_results import flops_for, makespan, mean_and_spread, paired_bootstrap
+from benchmarks.recipe_results import results as judge
 from benchmarks.recipe_scaling import fit, fits, scaling_points
 from benchmarks.recipe_tables import PAGES, nanogpt_of, page_text, read_sets, tables
 from benchmarks.recipes import RESULTS, _parser, _place
@@ -108,6 +111,35 @@ def test_what_growth_saves_is_told_at_equal_size_and_budget(results: dict[str, A
     assert points["tokens a parameter"] == [(0.75, pytest.approx(0.05)), (1.5, pytest.approx(0.02))]
     assert points["workers, ensemble-distil"] == [(1.0, 0.0), (2.0, pytest.approx(1 / 3)), (4.0, 0.5)]
     assert list(fits(sets)) == ["workers, ensemble-distil"]  # two sizes or budgets tell nothing
+
+
+def test_what_an_accelerator_made_has_losses_and_no_times() -> None:
+    spec = spec_named("wikipedia/compute/single/0", 1.0)
+    here = {**record(0), "accelerator": False}
+    there = {**record(1), "accelerator": True, "device": "a large card"}
+    both = judge([(spec, here), (replace(spec, seed=1), there)], {})["cells"]["wikipedia/compute"]["recipes"]["single"]
+    assert both["processor_seconds"] == both["critical_seconds"]["4"] == 7.0  # of the run that a processor made
+    assert both["test"]["mean"] == pytest.approx(3.5)
+    found = judge([(spec, there)], {})
+    line = next(line for line in tables({**found, "scale": 1.0}, "en").splitlines() if line.startswith("| single |"))
+    assert "| – | – | `python -m" in line and "a large card" in tables({**found, "scale": 1.0}, "en")
+
+
+def record(seed: int) -> dict[str, Any]:
+    """A finished run of one node."""
+    loss = {"nats_per_token": 3.0 + seed, "bits_per_byte": 1.0}
+    return {
+        "seed": seed,
+        "device": "a machine",
+        "fraction": 1.0,
+        "values": {"lr": 3e-3},
+        "flops": 1e12,
+        "parameters": 1000,
+        "train_tokens": 10,
+        "nodes": {"leaf": node(7.0)},
+        "losses": {"final": {"valid": loss, "test": loss}},
+        "test_nats": [3.0 + seed, 3.0],
+    }
 
 
 def test_windows_sum_to_what_the_evaluation_says(tmp_path: Path) -> None:

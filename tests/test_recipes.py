@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import recipe_records, recipe_tuning
+from benchmarks import recipe_records, recipe_schedule, recipe_tuning, recipes
 from benchmarks.recipe_corpora import (
     BUILT_IN,
     CHARACTERS,
@@ -266,3 +267,25 @@ def test_what_is_published_counts_as_done_anywhere(tmp_path: Path, monkeypatch: 
     assert result_of(spec, tmp_path / "work") == {"name": spec.name, "plan": spec.identity, "seed": 0}
     assert result_of(replace(spec, values=Values(lr=1e-3)), tmp_path / "work") is None
     assert result_of(replace(spec, trial=True), tmp_path / "work") is None
+
+
+def test_at_a_larger_scale_what_was_not_searched_there_takes_the_values_of_scale_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = tmp_path / "results" / "recipes.json"
+    published.parent.mkdir()
+    published.write_text(json.dumps({"tuning": {"wikipedia/compute/single": {"values": {"lr": 0.5}}}}))
+    (tmp_path / "lm" / "wikipedia").mkdir(parents=True)
+    monkeypatch.setattr(recipes, "RESULTS", published)
+    asked: list[Spec] = []
+    monkeypatch.setattr(recipe_schedule, "listing", lambda specs, work, jobs: asked.extend(specs) or "")
+    for more in ([], ["--scale", "10"]):
+        monkeypatch.setattr("sys.argv", ["recipes", "--only", "wikipedia/compute/single/0", "--list", *more])
+        assert recipes.main() == 0
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "tuning.json").write_text(json.dumps({"wikipedia/compute/single": {"values": {"lr": 0.25}}}))
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--work", str(work)])
+    assert recipes.main() == 0
+    assert [spec.values.lr for spec in asked] == [0.5, 0.5, 0.25]
+    assert [spec.cell.setting.scale for spec in asked] == [1, 10, 10]
