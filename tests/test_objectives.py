@@ -21,7 +21,8 @@ from ract.model.origin import TaskLabels
 from ract.plan.defaults import values_for, whole_steps
 from ract.plan.graph import ModelSettings, TrainSpec
 from ract.train.node import Teachers, TrainingRun
-from ract.train.objectives import Objective, build_objective
+from ract.train.objective import Objective
+from ract.train.objectives import build_objective
 from tests import examples
 
 KINDS = ("masked", "classification", "translation")

@@ -13,6 +13,7 @@ from ract.cost import derive_shape
 from ract.model.compact import new_compact_transformer
 from ract.plan.defaults import default_train_spec
 from ract.train.device import autocast_dtype, has_native_bf16
+from ract.train.muon import BatchedMuon
 from ract.train.optim import build_optimizers, wsd_multiplier
 
 
@@ -51,3 +52,24 @@ def test_precision_follows_the_processor_unless_it_is_asked_for() -> None:
     assert autocast_dtype("fp32", cpu) is None
     assert autocast_dtype("bf16", cpu) is torch.bfloat16
     assert (autocast_dtype("auto", cpu) is torch.bfloat16) == has_native_bf16(cpu)
+
+
+def test_matrices_of_a_shape_together_take_the_steps_of_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(16, 16), (48, 16), (16, 48), (16, 16), (48, 16), (16, 16)]
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    ends = []
+    for kind in (torch.optim.Muon, BatchedMuon):
+        matrices = [start.clone().requires_grad_() for start in starts]
+        optimizer = kind(matrices, lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+        drawn = torch.Generator().manual_seed(1)
+        for step in range(5):
+            for number, matrix in enumerate(matrices):
+                matrix.grad = torch.randn(matrix.shape, generator=drawn) if number or step % 2 else None
+            optimizer.step()
+        ends.append((matrices, [optimizer.state[m]["momentum_buffer"] for m in matrices]))
+    (one_by_one, momenta), (together, other_momenta) = ends
+    for start, a, b in zip(starts, one_by_one, together, strict=True):
+        assert (a - start).norm() > 0.5
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+    torch.testing.assert_close(momenta, other_momenta)

@@ -25,7 +25,7 @@ from ract.train.device import autocast_dtype, prefers_plain_attention
 from ract.train.dropout import residual_dropout
 from ract.train.kept import KeptAnswers
 from ract.train.losses import distillation_loss, squared_norm, teachers_mixture
-from ract.train.objectives import Objective
+from ract.train.objective import Objective
 from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimizers, set_lr, wsd_multiplier
 from ract.train.replay import ReplayedPass, can_be_replayed
 from ract.train.state import Progress, load_checkpoint, save_checkpoint

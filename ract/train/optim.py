@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ract.plan.graph import TrainSpec
+from ract.train.muon import BatchedMuon
 
 
 def build_optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Optimizer]:
@@ -28,7 +29,8 @@ def build_optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Opti
     )
     if not hidden:
         return [adamw]
-    muon = torch.optim.Muon(hidden, lr=spec.lr, weight_decay=spec.weight_decay, adjust_lr_fn="match_rms_adamw")
+    kind = BatchedMuon if hidden[0].is_cuda else torch.optim.Muon
+    muon = kind(hidden, lr=spec.lr, weight_decay=spec.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [muon, adamw]
 
 
