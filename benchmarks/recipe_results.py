@@ -172,14 +172,16 @@ def flops_for(loss: float, curve: Sequence[Mapping[str, float]]) -> float | None
 
 def _same_loss(
     one: Mapping[str, Any], curve: Sequence[Mapping[str, float]], single: Mapping[str, Any] | None
-) -> dict[str, float]:
-    """The share of the single model's FLOPs, and of its time on one worker, that the recipe takes to its loss."""
+) -> dict[str, Any]:
+    """The share of the single model's FLOPs that the recipe takes to its loss, and where both are timed of its time."""
     needed = flops_for(one["test"]["mean"], curve)
-    if needed is None or single is None or "critical_seconds" not in one or "processor_seconds" not in single:
+    if needed is None or single is None:
         return {}
-    seconds = single["processor_seconds"] * needed / single["flops"]
-    times = {workers: value / seconds for workers, value in one["critical_seconds"].items()}
-    return {"flops_share": one["flops"] / needed, "time_share": times}  # type: ignore[dict-item]
+    share: dict[str, Any] = {"flops_share": one["flops"] / needed}
+    if "critical_seconds" in one and "processor_seconds" in single:
+        seconds = single["processor_seconds"] * needed / single["flops"]
+        share["time_share"] = {workers: value / seconds for workers, value in one["critical_seconds"].items()}
+    return share
 
 
 def _gain_kept(one: Mapping[str, Any], child: Mapping[str, Any] | None) -> dict[str, float]:

@@ -193,7 +193,8 @@ def _same(found: Results, language: str, heading: str) -> str:
         for recipe, values in one["recipes"].items():
             if "flops_share" not in values or recipe.partition("@")[0].startswith("single"):
                 continue
-            times = [f"{values['time_share'][workers]:.0%}" for workers in ("1", "2", "4", "8")]
+            shares = values.get("time_share")
+            times = [f"{shares[workers]:.0%}" if shares else "–" for workers in ("1", "2", "4", "8")]
             rows.append([name, recipe, f"{values['flops_share']:.0%}", *times, _seeds(values)])
     head = ["cell", "recipe", "FLOPs", "time, 1 worker", "2", "4", "8", "seeds"]
     return _section("same", "same_text", _table(head, rows), language, heading) if rows else ""
