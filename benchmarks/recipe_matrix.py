@@ -80,7 +80,7 @@ _GRID = {
     ),
 }
 _PASSES = ("share", (0.5, 0.25, 0.125, 1.0))
-_EMA = ("ema", (0.0, 0.98))
+_EMA, _MOMENT = ("ema", (0.0, 0.98)), ("grow_at", (0.35, 0.55))
 # The first lap of data ended at the edge of its learning rates, with a regularisation that suits lower ones only.
 # Together they go much further: pilots with one leaf led to where the second lap begins, on all sides.
 _BEYOND = {"lr": 4e-2, "weight_decay": 2.0, "dropout": 0.1}
@@ -119,7 +119,8 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
             else:
                 yield Search(place, "single", (*grid, _EMA))
                 yield Search(place, "best-single", (sizes, *grid, _EMA))
-                yield Search(place, "ours", (sizes, ("grow_at", (0.35, 0.55)), *grid, _EMA))
+                yield Search(place, "stack", (_MOMENT, *grid, _EMA))
+                yield Search(place, "ours", (sizes, _MOMENT, *grid, _EMA))
 
 
 def second_lap(search: Search, known: Mapping[str, Any]) -> Search:
@@ -176,10 +177,12 @@ def spec_named(name: str, scale: float) -> Spec:
 
 def tuned(spec: Spec, tuning: Mapping[str, Any]) -> Spec:
     """*spec* with the values that were found for it; those of the first English corpus where its own class has none."""
+    setting = spec.cell.setting.name
     side = spec.recipe if spec.recipe in ("single", "best-single", "child-alone") else "ours"
     if spec.recipe.startswith("single-"):
         side = "best-single"
-    setting = spec.cell.setting.name
+    elif f"{spec.cell.tuned_on}/{setting}/{spec.recipe}" in tuning:
+        side = spec.recipe
     own, other = (f"{corpus}/{setting}/{side}" for corpus in (spec.cell.tuned_on, ENGLISH[0]))
     if own not in tuning and spec.cell.corpus == BUILT_IN:
         return with_values(spec, QUICK_VALUES.get((setting, spec.recipe), Values()))
@@ -193,6 +196,12 @@ def tuned(spec: Spec, tuning: Mapping[str, Any]) -> Spec:
         ours = tuning.get(own.replace(side, "ours"), tuning.get(other.replace(side, "ours")))
         values = replace(values, leaf=ours["values"].get("leaf", "") if ours else "")
     return with_values(spec, values)
+
+
+def at_larger_scale(tuning: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """*tuning* of a larger scale, with the searches of scale 1 (*base*) for the sides that none was made for."""
+    searched = {key.partition("/")[2] for key in tuning}
+    return {key: one for key, one in base.items() if key.partition("/")[2] not in searched} | dict(tuning)
 
 
 def _best_of_any_size(place: Cell, tuning: Mapping[str, Any], key: str) -> Values:

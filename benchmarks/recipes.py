@@ -28,6 +28,7 @@ from benchmarks.recipe_corpora import BUILT_IN
 from benchmarks.recipe_matrix import (
     CORPORA,
     SEEDS,
+    at_larger_scale,
     chosen,
     matrix,
     published_tuning,
@@ -103,8 +104,7 @@ def _carry_out(options: argparse.Namespace) -> int:
         if options.tune_only:
             return 0
     tuning = read_tuning(work, _results_at(options.scale))
-    # At a larger scale one search or another may have been made; where none was, the values are those of scale 1.
-    values = tuning if options.scale == 1 else {**published_tuning(RESULTS), **tuning}
+    values = tuning if options.scale == 1 else at_larger_scale(tuning, published_tuning(RESULTS))
     every = [tuned(spec, values) for spec in matrix(options.corpora, options.seeds, options.scale)]
     specs = [tuned(spec, values) for spec in chosen(every, options.only, options.scale)]
     if options.list:

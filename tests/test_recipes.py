@@ -26,7 +26,17 @@ from benchmarks.recipe_corpora import (
     materialise,
     sources,
 )
-from benchmarks.recipe_matrix import CORPORA, Search, chosen, matrix, searches, second_lap, spec_named, tuned
+from benchmarks.recipe_matrix import (
+    CORPORA,
+    Search,
+    at_larger_scale,
+    chosen,
+    matrix,
+    searches,
+    second_lap,
+    spec_named,
+    tuned,
+)
 from benchmarks.recipe_measure import window_losses
 from benchmarks.recipe_plans import graph_of, plan_of, stage_of, toml_of
 from benchmarks.recipe_run import RESULT, Spec, carry_out, result_of
@@ -104,13 +114,17 @@ def test_patterns_choose_runs_and_name_others() -> None:
 
 def test_each_side_takes_the_values_found_for_it() -> None:
     rates = {"wikipedia/data/ours": 1.0, "zh_wikipedia/data/ours": 2.0, "wikipedia/data/single": 3.0}
+    rates |= {"wikipedia/compute/ours": 4.0, "zh_wikipedia/compute/ours": 5.0, "zh_wikipedia/compute/stack": 6.0}
     tuning = {key: {"values": {"lr": lr}} for key, lr in rates.items()}
     expected = {
         "stories/data/students/0": 1.0,
         "zh_wikipedia/data/students/0": 2.0,
         "zh_wikipedia/data/single/0": 3.0,
         "stories/data/best-single/0": Values().lr,
-        "stories/compute/stack/0": Values().lr,
+        "stories/compute/single/0": Values().lr,
+        "stories/compute/stack/0": 4.0,  # a search of its own, where there is one, of the corpus's class
+        "zh_wikipedia/compute/stack/0": 6.0,
+        "zh_wikipedia/compute/best-stack/0": 5.0,
     }
     assert {name: tuned(spec_named(name, 1.0), tuning).values.lr for name in expected} == expected
 
@@ -134,7 +148,7 @@ def test_both_sides_are_tuned_over_the_same_grid() -> None:
     for setting in SETTINGS:
         sides = {s.side: dict(s.grid) for s in searches(CORPORA, 1.0) if s.cell.name == f"wikipedia/{setting}"}
         controls = {"single", "best-single"} | ({"child-alone"} if setting == "data" else set())
-        assert set(sides) == {*controls, "ours"}
+        assert set(sides) == {*controls, "ours"} | ({"stack"} if setting == "compute" else set())
         for key, options in sides["single"].items():
             assert all(sides[control][key] == options for control in controls)
             assert sides["ours"].get(key, options) == options
@@ -267,6 +281,12 @@ def test_what_is_published_counts_as_done_anywhere(tmp_path: Path, monkeypatch: 
     assert result_of(spec, tmp_path / "work") == {"name": spec.name, "plan": spec.identity, "seed": 0}
     assert result_of(replace(spec, values=Values(lr=1e-3)), tmp_path / "work") is None
     assert result_of(replace(spec, trial=True), tmp_path / "work") is None
+
+
+def test_what_was_searched_at_a_scale_comes_before_a_class_of_scale_1() -> None:
+    base = {"wikipedia/data/ours": 1, "wikipedia/compute/single": 2, "zh_wikipedia/compute/single": 3}
+    found = at_larger_scale({"wikipedia/compute/single": 4}, base)
+    assert found == {"wikipedia/data/ours": 1, "wikipedia/compute/single": 4}
 
 
 def test_at_a_larger_scale_what_was_not_searched_there_takes_the_values_of_scale_1(
