@@ -30,7 +30,7 @@ EXTENDED = {"compute": (ENGLISH[0],), "data": (ENGLISH[0],)}
 CURVED = (ENGLISH[0], CHINESE)
 CURVE = {
     "compute": (("single", 0.5), ("single", 2.0), ("stack", 0.5), ("stack", 0.6), ("stack", 2.0)),
-    "data": (),
+    "data": (("child-alone", 0.5), ("child-alone", 2.0), ("ensemble-distil", 0.5), ("ensemble-distil", 2.0)),
 }
 SIDE_BY_SIDE = {"compute": ("ensemble",), "data": ()}  # what gains from workers, where a curve tells the time it saves
 QUICK = {
