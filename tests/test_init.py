@@ -23,12 +23,15 @@ def test_every_choice_is_a_plan_that_keeps_its_size_and_its_budget(
     flops: float, text_bytes: int | None, recipe: str | None
 ) -> None:
     choice = choose(4_000_000, "fp32", text_bytes, flops, recipe)
-    text = filled(choice, flops, 3, Path("plan.toml"), "mine", '["a.txt"]', 5.0)
+    text = filled(choice, 3, Path("plan.toml"), "mine", '["a.txt"]', 5.0)
     graph = build_graph(parse_plan(tomllib.loads(text)), 100_000)
     assert graph[graph.final].shape == choice.final
     assert choice.final.size_bytes("fp32") <= 4_000_000
-    assert graph.total_flops(graph.final) <= 1.03 * flops or flops == 1e11  # one step of each stage at least
+    assert graph.total_flops(graph.final) <= 1.03 * choice.flops or flops == 1e11  # one step of each stage at least
+    assert choice.flops == (2 if choice.recipe == "single" else 1) * flops  # it has no baseline beside it
+    assert (graph.baseline is None) == (choice.recipe == "single")
     assert ("distill" in {node.method for node in graph}) == (choice.recipe == "distil")
+    assert all(node.train.dropout == (0.1 if choice.regular else 0) for node in graph if node.train)
 
 
 def test_the_recipe_follows_what_is_scarce() -> None:
@@ -38,11 +41,24 @@ def test_the_recipe_follows_what_is_scarce() -> None:
     assert choose(20_000_000, "fp32", TEXT, 1e13, "distil").recipe == "distil"
 
 
+@pytest.mark.parametrize(
+    ("flops", "recipe", "regular"),
+    [(1e11, "grow", False), (3e11, "grow", True), (1e12, "single", True), (2e13, "distil", True)],
+)
+def test_the_more_often_a_text_is_read_the_more_a_model_is_kept_from_learning_it_by_heart(
+    flops: float, recipe: str, regular: bool
+) -> None:
+    choice = choose(400_000, "fp32", 100_000, flops)
+    assert (choice.recipe, choice.regular) == (recipe, regular)
+    forced = choose(400_000, "fp32", 100_000, flops, "grow")
+    assert forced.regular == regular  # what is grown at the user's wish is kept from it too
+
+
 def test_a_small_budget_makes_a_smaller_model_and_says_so() -> None:
     little, much = (choose(20_000_000, "fp32", TEXT, flops) for flops in (1e12, 1e16))
     assert little.limited and not much.limited
     assert little.final.parameters < much.final.parameters <= 5_000_000
-    texts = [filled(c, 1e12, 4, Path("p"), "n", "[]", 5.0) for c in (little, much)]
+    texts = [filled(c, 4, Path("p"), "n", "[]", 5.0) for c in (little, much)]
     assert "it would learn less" in texts[0] and "it would learn less" not in texts[1]
 
 

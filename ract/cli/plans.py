@@ -40,7 +40,7 @@ def init_command(
     minutes: Annotated[float, typer.Option("--minutes", help="How long the build may take on this machine.")] = 10.0,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="Of a language model: grow or distil (default: by what is scarce)."),
+        typer.Option("--recipe", help="Of a language model: grow, single or distil (default: by what is scarce)."),
     ] = None,
     members: Annotated[
         int | None, typer.Option("--members", help="Models of an ensemble (default: 4 of a language model, else 2).")

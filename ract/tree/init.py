@@ -34,8 +34,8 @@ def init(
 
     The final model's weights take at most *target_size* bytes at *precision* (default 20 MB), fewer where the budget
     could not train so many. The budget is what this machine does in about *minutes*, the baseline counted in.
-    *recipe*, of a language model: ``grow`` or ``distil``; by default by what is scarce, compute or text. *members* of
-    an ensemble: 4 leaves of a language model, else 2, by default.
+    *recipe*, of a language model: ``grow``, ``single`` or ``distil``; by default by what is scarce, compute or text.
+    *members* of an ensemble: 4 leaves of a language model, else 2, by default.
     Raises BadInput for a target below the smallest model (and says which that is), for data that is not there, and
     for a plan that exists already.
     """
@@ -60,7 +60,7 @@ def init(
     else:
         text_bytes, flops = CorpusSpec(train=tuple(sources)).size_bytes(), _flops_within(minutes, _USUAL_WIDTH)
         choice = init_language.choose(target, precision, text_bytes, flops, recipe)
-        text = init_language.filled(choice, flops, members or _LEAVES, *given)
+        text = init_language.filled(choice, members or _LEAVES, *given)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
     return file

@@ -6,6 +6,8 @@ What is scarce follows from the budget and the text (``docs/recipes.md`` has the
   stacked and healed.
 - **text**: the budget is enough to read it many times over. Distil: leaves from several seeds, each trained to its
   best, averaged, and taught to one.
+- in between, one model, kept from learning the text by heart: what is grown learns it by heart sooner, and leaves are
+  not trained to their best.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ract.cost import BYTES_PER_PARAMETER, Shape, derive_shape
 from ract.errors import BadInput
 from ract.plan.quantities import show_count, show_size
 
-RECIPES = ("grow", "distil")
+RECIPES = ("grow", "single", "distil")
 _COPIES = 4
 _LEAF_BLOCKS = 2
 _NARROW = 192  # below this width four blocks are enough: eight of the same cost lose by 3% (grown) to 7% (single)
@@ -31,10 +33,12 @@ _BYTES_PER_TOKEN_AND_BIT = 0.26
 _BLOCK_SIZE, _BATCH_TOKENS = 256, 4096
 # At 10 TFLOP the best size read 9 tokens for each of its parameters; half of that cost 1% of the loss, a tenth 10%.
 _TOKENS_PER_PARAMETER = 4.0
-# From so many passes of a model of the final size on, leaves have the time to be trained to their best, each: with 80
-# distilling won, with 60 it had lost. That was before the learning rate and weight decay below: with them one model
-# reads some texts as often without overfitting, and wins (docs/log.md).
+# From so many passes of a model of the final size on, leaves have the time to be trained to their best, each: with 72
+# distilling won on all texts that were tried, with 36 it had lost to one model. Growth won with 9, and lost to one
+# model with 18. With 9 already, regularisation was worth 4%.
 _EPOCHS_OF_SCARCE_TEXT = 70.0
+_EPOCHS_TOO_MANY_TO_GROW = 14.0
+_EPOCHS_OF_REPEATED_TEXT = 8.0
 
 _HEAD = """\
 # A plan for `ract build {file}`. What it costs: `ract check {file}`.
@@ -50,32 +54,29 @@ train = {sources}
 vocab_size = {vocab}            # byte-level BPE, trained on your text
 
 [budget]
-flops = "{flops}"            # for the whole tree: about {minutes} minutes on this machine with its baseline beside it
+flops = "{flops}"            # {spent}: about {minutes} minutes on this machine{beside}
 
 """
-_GROW = """\
-# {why}
-[compact]                     # the leaf: a small decoder (Qwen3 architecture)
-hidden_size = {hidden}
-num_hidden_layers = {blocks}
-
-[[level]]                     # {copies} copies on top of each other: {copies} times deeper, then trained on
-method = "stack"
-copies = {copies}
-heal = {{}}
-"""
-_DISTIL = """\
-# {why}
+_REGULAR = """\
 [train]                       # little text: what keeps a model from learning it by heart allows higher rates
 lr = 2.5e-2
 weight_decay = 2.0
 dropout = 0.1
 ema = 0.98                    # the weights are an average over the last fifty steps or so
 
-[compact]                     # the leaf: a small decoder (Qwen3 architecture)
+"""
+_COMPACT = """\
+[compact]                     # {role}: a small decoder (Qwen3 architecture)
 hidden_size = {hidden}
 num_hidden_layers = {blocks}
-
+"""
+_GROW = """
+[[level]]                     # {copies} copies on top of each other: {copies} times deeper, then trained on
+method = "stack"
+copies = {copies}
+heal = {{}}
+"""
+_DISTIL = """
 [[level]]                     # {members} leaves, each from a seed of its own, side by side
 method = "ensemble"
 members = {members}
@@ -90,8 +91,11 @@ enabled = true                # one model of the final size with the same FLOPs,
 """
 _WHY = {
     "grow": "Scarce is compute: one model of this size would read your text {epochs} in this time. So it is grown.",
+    "single": "One model of this size can read your text {epochs} in this time: too often to grow one,\n"
+    "# too seldom for several to teach one.",
     "distil": "Scarce is text: one model of this size could read it {epochs} in this time. So several teach one.",
 }
+_LEVELS = {"grow": _GROW + _TAIL, "single": "", "distil": _DISTIL + _TAIL}
 _LIMITED = (
     "\n# The size asked for would take a larger model, but in {minutes} minutes it would learn less than this one."
 )
@@ -103,6 +107,7 @@ class Choice:
 
     *epochs* are the passes that one model of the final size makes over the text with the whole budget, None where the
     text's size is not known. *limited* says that the final model is smaller than the target, because the budget is.
+    *flops* are for the tree: a single model, which needs no baseline, has those of the baseline too.
     """
 
     recipe: str
@@ -110,6 +115,12 @@ class Choice:
     copies: int
     epochs: float | None
     limited: bool
+    flops: float
+
+    @property
+    def regular(self) -> bool:
+        """Whether the text is read so often that a model would learn it by heart."""
+        return self.recipe == "distil" or (self.epochs or 0.0) >= _EPOCHS_OF_REPEATED_TEXT
 
     @property
     def final(self) -> Shape:
@@ -136,24 +147,35 @@ def choose(
         )
     final = _largest(limit, flops, text_bytes) or _shapes(largest.vocab_size)[0]
     epochs = None if text_bytes is None else _tokens(final, flops) / _text_tokens(text_bytes, final.vocab_size)
-    if recipe is None:
-        recipe = "distil" if epochs is not None and epochs >= _EPOCHS_OF_SCARCE_TEXT else "grow"
+    recipe = recipe or _recipe_for(epochs)
     copies = final.num_hidden_layers // _LEAF_BLOCKS if final.num_hidden_layers < 2 * _COPIES else _COPIES
     copies = copies if recipe == "grow" else 1
     leaf = derive_shape(final.vocab_size, final.hidden_size, final.num_hidden_layers // copies)
-    return Choice(recipe, leaf, copies, epochs, final.parameters < largest.parameters)
+    spent = 2 * flops if recipe == "single" else flops
+    return Choice(recipe, leaf, copies, epochs, final.parameters < largest.parameters, spent)
 
 
-def filled(choice: Choice, flops: float, members: int, file: Path, name: str, sources: str, minutes: float) -> str:
+def _recipe_for(epochs: float | None) -> str:
+    if epochs is None or epochs < _EPOCHS_TOO_MANY_TO_GROW:
+        return "grow"
+    return "distil" if epochs >= _EPOCHS_OF_SCARCE_TEXT else "single"
+
+
+def filled(choice: Choice, members: int, file: Path, name: str, sources: str, minutes: float) -> str:
     """The text of the plan."""
-    passes = "an unknown number of times" if choice.epochs is None else f"{choice.epochs:.2g} times"
-    template = _HEAD + (_GROW if choice.recipe == "grow" else _DISTIL) + _TAIL
+    alone = choice.recipe == "single"
+    epochs = None if choice.epochs is None else choice.epochs * (2 if alone else 1)
+    passes = "an unknown number of times" if epochs is None else f"{epochs:.2g} times"
+    template = _HEAD + "# {why}\n" + _REGULAR * choice.regular + _COMPACT + _LEVELS[choice.recipe]
     return template.format(
         file=file,
         name=name,
         sources=sources,
         vocab=choice.leaf.vocab_size,
-        flops=show_count(flops),
+        flops=show_count(choice.flops),
+        spent="for this one model" if alone else "for the whole tree",
+        beside="" if alone else " with its baseline beside it",
+        role="the model" if alone else "the leaf",
         minutes=f"{minutes:g}",
         hidden=choice.leaf.hidden_size,
         blocks=choice.leaf.num_hidden_layers,
