@@ -34,7 +34,8 @@ corpus `stdlib`, this Python's standard library, needs none).
   measured node times on four processors (list scheduling). The four are computed, not run. Only runs on a CPU are
   timed: many at a time share a GPU.
 - **budget × 10**, where it stands: models of ten times the parameters (wider by √10) on the same texts and tokens, with
-  ten times the FLOPs. Values come from a search at that scale where the tuning table lists one, else from scale 1.
+  ten times the FLOPs; sizes keep their names of scale 1. Values come from a search at that scale where the tuning table
+  lists one, else from scale 1.
 """,
     "zh": """# 哪种配方更好
 
@@ -60,24 +61,25 @@ corpus `stdlib`, this Python's standard library, needs none).
   数值是用种子 0 做过试验后手工定的。
 - **one worker、four workers**：所有节点的处理器秒数之和，以及同样的节点时间在四个处理器上的关键路径（列表调度）。
   四个处理器的时间是算出来的，不是实际运行的。只有 CPU 上的运行才计时：GPU 由许多运行同时共用。
-- **预算 × 10**（如有）：参数为十倍（宽度为 √10 倍）的模型，文本和词元数相同，FLOPs 为十倍。
+- **预算 × 10**（如有）：参数为十倍（宽度为 √10 倍）的模型，文本和词元数相同，FLOPs 为十倍；大小仍用规模 1 的名字。
   数值来自该规模上的搜索（若调参表中列出），否则用规模 1 的。
 """,
 }
 WHEN = {
     "en": """## Which when
 
-What the tables below say so far; the seeds stand in every row, and with one seed a difference under 1% says nothing.
+What the tables below say; the seeds stand in every row, and with one seed a difference under 1% says nothing.
 
-- **Choose the size first.** With 5 to 10 TFLOP the best size beats the 8 blocks of width 128 by 8 to 12%, and by 4 to
-  9% the best way found to build the latter. `ract init` therefore makes no model that gets fewer than 4 tokens for
+- **Choose the size first.** With 5 to 10 TFLOP the best size beats the 8 blocks of width 128 by 8 to 12%, and by 5 to
+  10% the best way found to build the latter. `ract init` therefore makes no model that gets fewer than 4 tokens for
   each parameter.
 - **Compute is scarce and the size is given, too large for the budget: stack once.** A quarter of the depth trained
-  first, stacked and healed is 3 to 5% better than the single model of that size on all six corpora. With half of the
-  budget the lead is 4 to 5%, with twice of it 2 to 3%. Two hops do nearly as well, three or a single block worse; a
-  merge of branches loses to the single model.
+  first, stacked and healed is 2.7 to 4.8% better than the single model of that size on all six corpora; with ten times
+  the size and the budget 5 to 7%. With half of the budget the lead is 5%, with twice of it 2 to 3%. Two hops do nearly
+  as well, three or a single block worse; a merge of branches loses to the single model.
 - **Compute is scarce and the size is free: train one model.** Growing it ties on the four English corpora and loses
-  0.5% (zh_wikipedia) and 2.1% (tinyshakespeare).
+  0.7% (zh_wikipedia) and 2.0% (tinyshakespeare), where the best size is the smallest of those offered. Ten times
+  larger, where it is not, growing gains 0.5% (wikipedia) or ties (zh_wikipedia).
 - **Text is scarce and compute is not: regularise, and go fast.** A weight decay of 2, an average of the weights (EMA)
   and, for a model that learns alone, dropout 0.1 allow a learning rate of 4e-2, ten times the usual one: 3% better for
   one leaf than the best that a search of lower rates had found. A model of 18 M parameters does not bear that rate.
@@ -87,20 +89,21 @@ What the tables below say so far; the seeds stand in every row, and with one see
   of such a model over the text) one leaf is better by 1 to 3%, with twice of it the lead stays. Distilling twice,
   merging and upcycling lose there; ten times the size gains nothing.
 - **Several workers**: the leaves of an ensemble train side by side: where compute is scarce, four workers reach the
-  loss of the single model in 41% (wikipedia) and 52% (zh_wikipedia) of its time, with 45 and 79% more parameters.
+  loss of the single model in 41% (wikipedia) and 57% (zh_wikipedia) of its time, with 45 and 79% more parameters.
   Growth and merges gain little time.
 """,
     "zh": """## 何时用哪种
 
-这是下面的表格目前所说的；每一行都写着种子，只有一个种子时小于 1% 的差什么也说明不了。
+这是下面的表格所说的；每一行都写着种子，只有一个种子时小于 1% 的差什么也说明不了。
 
-- **先选大小。** 用 5 到 10 TFLOP，最好的大小比宽 128 的 8 块好 8% 到 12%，比造出后者的最好办法好 4% 到 9%。
+- **先选大小。** 用 5 到 10 TFLOP，最好的大小比宽 128 的 8 块好 8% 到 12%，比造出后者的最好办法好 5% 到 10%。
   所以 `ract init` 不会造每个参数分不到 4 个词元的模型。
 - **算力稀缺，大小已定且对预算来说太大：堆叠一次。** 先训练四分之一的深度，堆叠后修复，
-  在全部六个语料上比同样大小的单个模型好 3% 到 5%。预算减半时领先 4% 到 5%，加倍时 2% 到 3%。
-  分两步几乎一样好，三步或从单个块开始更差；分支合并不如单个模型。
-- **算力稀缺，大小可选：训练一个模型。** 增长在四个英文语料上与之持平，
-  在 zh_wikipedia 上差 0.5%，在 tinyshakespeare 上差 2.1%。
+  在全部六个语料上比同样大小的单个模型好 2.7% 到 4.8%；大小和预算都为十倍时好 5% 到 7%。
+  预算减半时领先 5%，加倍时 2% 到 3%。分两步几乎一样好，三步或从单个块开始更差；分支合并不如单个模型。
+- **算力稀缺，大小可选：训练一个模型。** 增长在四个英文语料上与之持平，在 zh_wikipedia 上差 0.7%，
+  在 tinyshakespeare 上差 2.0%：那里最好的大小就是可选的最小的。大十倍时并非如此，
+  增长好 0.5%（wikipedia）或持平（zh_wikipedia）。
 - **文本稀缺而算力不缺：加强正则化，提高学习率。** 权重衰减 2、权重平均（EMA），单独学习的模型再加 dropout 0.1，
   就能用 4e-2 的学习率，是通常的十倍：单个叶子比在较低学习率中搜索到的最好结果好 3%。
   1800 万参数的模型承受不了这个学习率。
@@ -109,7 +112,7 @@ What the tables below say so far; the seeds stand in every row, and with one see
   这需要算力：预算减半时（这样的模型读文本 36 遍）单个叶子好 1% 到 3%，加倍时领先不变。
   在这里蒸馏两次、合并、升级为专家都更差，大十倍也没有用。
 - **多个处理器**：集成的叶子可以同时训练：算力稀缺时，四个处理器达到单个模型的损失只用其
-  41%（wikipedia）和 52%（zh_wikipedia）的时间，参数多 45% 和 79%。增长和合并省不了多少时间。
+  41%（wikipedia）和 57%（zh_wikipedia）的时间，参数多 45% 和 79%。增长和合并省不了多少时间。
 """,
 }
 WORDS: dict[str, dict[str, str]] = {
@@ -189,10 +192,14 @@ WORDS: dict[str, dict[str, str]] = {
     "tuning_text": {
         "en": "Coordinate search on valid, seed 100; both sides have the same values to choose from. Besides, a stack "
         "chooses its moment (grow_at), an ensemble its leaves, their number and their part of the budget (split), a "
-        "single model its passes (share). The trials of wikipedia/data/ours before those of split asked the teachers "
-        "at every step.",
+        "single model its passes (share). Where `stack` has no search of its own it takes the values of "
+        "`best-stack`. The searches of wikipedia/data made two laps, the second from the higher rate and weight decay "
+        "that pilots had led to; the trials of wikipedia/data/ours before those of split asked the teachers at every "
+        "step.",
         "zh": "在验证集上逐坐标搜索，种子 100；双方可选的数值相同。此外，堆叠选择其时机（grow_at），"
         "集成选择叶子、其数目及其占预算的比例（split），单个模型选择读几遍（share）。"
+        "`stack` 没有自己的搜索时用 `best-stack` 的数值。wikipedia/data 的搜索走了两轮，"
+        "第二轮从试验得到的更高的学习率和权重衰减开始；"
         "wikipedia/data/ours 中 split 之前的试验每一步都询问教师。",
     },
     "nanogpt": {"en": "tiny-shakespeare, side by side with nanoGPT", "zh": "tiny-shakespeare：与 nanoGPT 并排"},
