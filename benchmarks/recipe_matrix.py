@@ -30,7 +30,7 @@ EXTENDED = {"compute": (ENGLISH[0],), "data": (ENGLISH[0],)}
 CURVED = (ENGLISH[0], CHINESE)
 CURVE = {
     "compute": (("single", 0.5), ("single", 2.0), ("stack", 0.5), ("stack", 0.6), ("stack", 2.0)),
-    "data": (("child-alone", 0.5), ("child-alone", 2.0), ("ensemble-distil", 0.5), ("ensemble-distil", 2.0)),
+    "data": (("child-alone", 0.25), ("child-alone", 0.5), ("ensemble-distil", 0.5), ("ensemble-distil", 2.0)),
 }
 SIDE_BY_SIDE = {"compute": ("ensemble",), "data": ()}  # what gains from workers, where a curve tells the time it saves
 QUICK = {
@@ -86,7 +86,7 @@ _EMA, _MOMENT = ("ema", (0.0, 0.98)), ("grow_at", (0.35, 0.55))
 _BEYOND = {"lr": 4e-2, "weight_decay": 2.0, "dropout": 0.1}
 _AGAIN = (("lr", (4e-2, 2.5e-2, 1.6e-2, 6e-3)), ("weight_decay", (2.0, 0.5, 4.0)), ("dropout", (0.1, 0.0, 0.25)))
 _SECOND_LAP = {
-    "single": (*_AGAIN, ("share", (0.25, 0.5, 0.125)), ("ema", (0.98, 0.95, 0.9, 0.0))),
+    "single": (*_AGAIN, ("share", (0.25, 0.5, 0.125, 1.0)), ("ema", (0.98, 0.95, 0.9, 0.0))),
     "ours": (
         ("student_weight_decay", (0.5, 0.1, "")),
         *_AGAIN,

@@ -34,8 +34,8 @@ _BLOCK_SIZE, _BATCH_TOKENS = 256, 4096
 # At 10 TFLOP the best size read 9 tokens for each of its parameters; half of that cost 1% of the loss, a tenth 10%.
 _TOKENS_PER_PARAMETER = 4.0
 # From so many passes of a model of the final size on, leaves have the time to be trained to their best, each: with 72
-# distilling won on all texts that were tried, with 36 it had lost to one model. Growth won with 9, and lost to one
-# model with 18. With 9 already, regularisation was worth 4%.
+# distilling won on six of the seven texts that were tried and drew on one, with 36 it had lost to one model. Growth was
+# level with one model with 9, and lost with 18. With 9 already, regularisation was worth 4%.
 _EPOCHS_OF_SCARCE_TEXT = 70.0
 _EPOCHS_TOO_MANY_TO_GROW = 14.0
 _EPOCHS_OF_REPEATED_TEXT = 8.0
