@@ -290,12 +290,11 @@ def test_what_was_searched_at_a_scale_comes_before_a_class_of_scale_1() -> None:
 
 
 def test_at_a_larger_scale_what_was_not_searched_there_takes_the_values_of_scale_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = tmp_path / "results" / "recipes.json"
     published.parent.mkdir()
     published.write_text(json.dumps({"tuning": {"wikipedia/compute/single": {"values": {"lr": 0.5}}}}))
-    (tmp_path / "lm" / "wikipedia").mkdir(parents=True)
     monkeypatch.setattr(recipes, "RESULTS", published)
     asked: list[Spec] = []
     monkeypatch.setattr(recipe_schedule, "listing", lambda specs, work, jobs: asked.extend(specs) or "")
