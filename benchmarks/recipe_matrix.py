@@ -132,6 +132,11 @@ def second_lap(search: Search, known: Mapping[str, Any]) -> Search:
     return replace(search, grid=_SECOND_LAP["single"], start=start)
 
 
+def had_second_lap(known: Mapping[str, Any]) -> bool:
+    """Whether the record *known* of a search has its second lap already."""
+    return _BEYOND["lr"] in known["grid"].get("lr", ())
+
+
 def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterator[Spec]:
     """Every run, the first seed of all of them before the second of any."""
     for number, seed in enumerate(seeds):

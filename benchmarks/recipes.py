@@ -30,6 +30,7 @@ from benchmarks.recipe_matrix import (
     SEEDS,
     at_larger_scale,
     chosen,
+    had_second_lap,
     matrix,
     published_tuning,
     read_tuning,
@@ -99,7 +100,8 @@ def _carry_out(options: argparse.Namespace) -> int:
         known = None
         if options.again:
             known = read_tuning(work, _results_at(options.scale))
-            wanted = [second_lap(s, known[s.key]) for s in wanted if s.key in known and s.cell.setting.name == "data"]
+            begun = [s for s in wanted if s.key in known and s.cell.setting.name == "data"]
+            wanted = [second_lap(s, known[s.key]) for s in begun if not had_second_lap(known[s.key])]
         recipe_tuning.tune(wanted, work, data, jobs, before=known)
         if options.tune_only:
             return 0

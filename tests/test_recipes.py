@@ -31,6 +31,7 @@ from benchmarks.recipe_matrix import (
     Search,
     at_larger_scale,
     chosen,
+    had_second_lap,
     matrix,
     searches,
     second_lap,
@@ -249,6 +250,7 @@ def test_a_trial_that_diverges_is_out_and_a_second_lap_goes_on(tmp_path: Path, m
     both = recipe_tuning.tune([lap], tmp_path, None, None, before={search.key: found})[search.key]
     assert both["values"] == found["values"], "no trial of the second lap was better"
     assert both["trials"][:5] == found["trials"] and len(both["trials"]) > 10
+    assert had_second_lap(both) and not had_second_lap(found)
     assert both["grid"]["lr"] == [1.0, 2.0, 3.0, 4e-2, 2.5e-2, 1.6e-2, 6e-3]
     with pytest.raises(RactError, match="no trial of mine/data/single ended"):
         recipe_tuning.tune([Search(place, "single", (("lr", (3.0, 4.0)),))], tmp_path, None, None)

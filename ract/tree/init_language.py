@@ -105,9 +105,9 @@ _LIMITED = (
 class Choice:
     """The dials that fit: the recipe, the leaf, how many copies it is grown by; the reasons, for the reader.
 
-    *epochs* are the passes that one model of the final size makes over the text with the whole budget, None where the
-    text's size is not known. *limited* says that the final model is smaller than the target, because the budget is.
-    *flops* are for the tree: a single model, which needs no baseline, has those of the baseline too.
+    *epochs* are the passes that one model of the final size makes over the text with *flops*, None where the text's
+    size is not known. *limited* says that the final model is smaller than the target, because the budget is. *flops*
+    are for the tree: a single model, which needs no baseline, has those of the baseline too.
     """
 
     recipe: str
@@ -148,11 +148,12 @@ def choose(
     final = _largest(limit, flops, text_bytes) or _shapes(largest.vocab_size)[0]
     epochs = None if text_bytes is None else _tokens(final, flops) / _text_tokens(text_bytes, final.vocab_size)
     recipe = recipe or _recipe_for(epochs)
+    if recipe == "single":
+        flops, epochs = 2 * flops, epochs and 2 * epochs
     copies = final.num_hidden_layers // _LEAF_BLOCKS if final.num_hidden_layers < 2 * _COPIES else _COPIES
     copies = copies if recipe == "grow" else 1
     leaf = derive_shape(final.vocab_size, final.hidden_size, final.num_hidden_layers // copies)
-    spent = 2 * flops if recipe == "single" else flops
-    return Choice(recipe, leaf, copies, epochs, final.parameters < largest.parameters, spent)
+    return Choice(recipe, leaf, copies, epochs, final.parameters < largest.parameters, flops)
 
 
 def _recipe_for(epochs: float | None) -> str:
@@ -164,8 +165,7 @@ def _recipe_for(epochs: float | None) -> str:
 def filled(choice: Choice, members: int, file: Path, name: str, sources: str, minutes: float) -> str:
     """The text of the plan."""
     alone = choice.recipe == "single"
-    epochs = None if choice.epochs is None else choice.epochs * (2 if alone else 1)
-    passes = "an unknown number of times" if epochs is None else f"{epochs:.2g} times"
+    passes = "an unknown number of times" if choice.epochs is None else f"{choice.epochs:.2g} times"
     template = _HEAD + "# {why}\n" + _REGULAR * choice.regular + _COMPACT + _LEVELS[choice.recipe]
     return template.format(
         file=file,
