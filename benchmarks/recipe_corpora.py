@@ -30,6 +30,7 @@ class Setting:
     Shapes are written *blocks*x*width*. *leaf* is the compact transformer, *final* the single model of the final size
     (control 1), *sizes* what control 2 chooses among. *final_tokens* tokens of training of *final* are the budget.
     *subset_bytes* of the training text are used, 0 for all. A small text has no more than *most_tokens*.
+    Windows of *block_size* tokens are read.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Setting:
     subset_bytes: int = 0
     most_tokens: int = 0
     scale: float = 1.0
+    block_size: int = BLOCK_SIZE
 
     def shape(self, text: str) -> Shape:
         """The shape written *text*, at this scale."""
@@ -54,7 +56,7 @@ class Setting:
     @property
     def flops(self) -> float:
         """The budget of every run: what the single model of the final size takes for its tokens."""
-        each = self.shape(self.final).train_flops_per_token(BLOCK_SIZE, BATCH_TOKENS, "muon")
+        each = self.shape(self.final).train_flops_per_token(self.block_size, BATCH_TOKENS, "muon")
         return each * self.final_tokens * min(1.0, self.scale)
 
 

@@ -96,6 +96,10 @@ _SECOND_LAP = {
         ("ema", (0.98, 0.95)),
     ),
 }
+# Compute: a search that began with the size ended at the smallest, and its rate was chosen before its moment and
+# averaging. The second lap offers a smaller one and a higher rate, and asks for each of them again.
+_SMALLER, _RATES = "2x64", ("lr", (3e-3, 6e-3, 1.2e-2, 2.4e-2))
+_MOMENTS = ("grow_at", (0.35, 0.55, 0.75))
 
 
 def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
@@ -124,8 +128,12 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
 
 
 def second_lap(search: Search, known: Mapping[str, Any]) -> Search:
-    """*search*, gone on with from what its first lap found (*known*, its record); of the data-limited setting only."""
+    """*search*, gone on with from what its first lap found (*known*, its record)."""
     known_values = values_from(known["values"])
+    if search.cell.setting.name == "compute":
+        moments = (_MOMENTS,) if search.side in ("stack", "ours") else ()
+        sizes = (("size", (known_values.size, _SMALLER)),) if known_values.size else ()
+        return replace(search, grid=(*sizes, *moments, _RATES, _EMA), start=known_values)
     start = replace(known_values, ema=known_values.ema or 0.9, **_BEYOND)
     if search.side == "ours":
         return replace(search, grid=_SECOND_LAP["ours"], start=replace(start, student_weight_decay=0.5))
@@ -134,7 +142,7 @@ def second_lap(search: Search, known: Mapping[str, Any]) -> Search:
 
 def had_second_lap(known: Mapping[str, Any]) -> bool:
     """Whether the record *known* of a search has its second lap already."""
-    return _BEYOND["lr"] in known["grid"].get("lr", ())
+    return max(_RATES[1] if known["setting"] == "compute" else _AGAIN[0][1]) in known["grid"].get("lr", ())
 
 
 def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterator[Spec]:

@@ -16,10 +16,12 @@ _ROWS = 16
 
 
 @torch.inference_mode()
-def window_losses(directory: Path, files: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+def window_losses(
+    directory: Path, files: Sequence[str], block_size: int = BLOCK_SIZE
+) -> dict[str, npt.NDArray[np.float64]]:
     """What the model in *directory* loses on each window of the text *files*: nats, and the tokens and bytes scored.
 
-    Windows of 256 tokens that do not overlap, in fp32; separators are read and not scored, as in
+    Windows of *block_size* tokens that do not overlap, in fp32; separators are read and not scored, as in
     :func:`ract.evaluate.language_modeling.evaluate`. Each array has shape (windows,).
     """
     from ract.aggregate.loaded import load
@@ -33,7 +35,7 @@ def window_losses(directory: Path, files: Sequence[str]) -> dict[str, npt.NDArra
     token_bytes = torch.from_numpy(np.asarray(TextEncoder(directory).token_bytes(), dtype=np.float64)).to(device)
     model = load(directory).float().eval().to(device)
     rows: list[torch.Tensor] = []
-    for batch in evaluation_batches(stream, BLOCK_SIZE, _ROWS):
+    for batch in evaluation_batches(stream, block_size, _ROWS):
         windows = torch.from_numpy(batch).to(device)
         inputs, targets = windows[:, :-1], windows[:, 1:]
         logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits

@@ -13,14 +13,16 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks.recipe_corpora import CHARACTERS, Setting, sources
+from benchmarks.recipe_matrix import SEEDS
 from benchmarks.recipe_plans import plan_of, toml_of
 from benchmarks.recipe_trees import Values, recipe_named
 from ract.checkpoint.directory import write_text
-from ract.checkpoint.lineage import read_lineage
 from ract.errors import BadInput, RactError
 from ract.machine import processors
 from ract.tree.build import build
@@ -30,17 +32,43 @@ CPU_SETTINGS = (
     *("--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64", "--batch_size=12"),
     *("--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"),
 )
-_SETTING = Setting("characters", 258, "4x128", "4x128", (), 1_000_000, most_tokens=1_020_000)
 _HOUR, _GUESSED_FLOPS_PER_SECOND = 3600.0, 2e10
-# What ours are: a model of nanoGPT's size alone and grown, and one such leaf a processor, averaged and distilled.
-CONTENDERS = ("single", "best-stack", "ensemble", "ensemble-distil")
-_LR = 6e-3  # what tuning found for models of this size with text enough
-_NAMES = {
-    "single": "one model",
-    "best-stack": "two blocks, stacked twice, healed",
-    "ensemble": "{members} models, averaged",
-    "ensemble-distil": "{members} models, distilled into one",
-}
+_TRIAL_SECONDS = 20.0  # as guessed; a machine is some three times as fast
+
+_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of ours: a recipe with its values.
+
+    *shape* is that of the leaves or, where it grows, of the final model; *window* the characters of a training window.
+    """
+
+    recipe: str
+    shape: str
+    values: Values
+    name: str
+    window: int = 128
+
+    @property
+    def setting(self) -> Setting:
+        """A corpus of a million characters, so that this shape reads it once for one unit of the budget."""
+        return Setting("characters", 258, self.shape, self.shape, (), _CHARACTERS, 0, 1_020_000, block_size=self.window)
+
+
+_VALUES = Values(lr=6e-3, members=max(2, processors()))
+# A model of nanoGPT's size alone and grown, a smaller one, and leaves of both sizes, one a processor, averaged.
+CONTENDERS = (
+    Contender("single", "4x128", _VALUES, "one model"),
+    Contender("single", "3x128", _VALUES, "one model, smaller"),
+    Contender("best-stack", "4x128", _VALUES, "two blocks, stacked twice, healed"),
+    Contender("ensemble", "4x128", _VALUES, f"{_VALUES.members} models, averaged"),
+    Contender("ensemble", "3x128", _VALUES, f"{_VALUES.members} smaller models, averaged"),
+)
+# An hour reads the text some ten times: larger leaves, and what keeps them from learning it by heart.
+_REGULAR = Values(lr=1.5e-2, weight_decay=1.0, dropout=0.05, ema=0.98, members=4)
+IN_AN_HOUR = (Contender("ensemble", "4x192", _REGULAR, "4 models, averaged, an hour", 256),)
 _VALID_SHARE = 0.03  # of the training text: the last tenth, which both are measured on, serves no choice of ours
 _STEP = re.compile(r"step \d+: train loss [\d.]+, val loss ([\d.]+)")
 _SIZE = re.compile(r"number of parameters: ([\d.]+)M")
@@ -49,25 +77,38 @@ _SIZE = re.compile(r"number of parameters: ([\d.]+)M")
 def side_by_side(checkout: Path, data: Path | None, work: Path, results: Path, *, hour: bool) -> int:
     """Run nanoGPT in *checkout*, then ours, and write ``nanogpt.json`` into *results*. Returns an exit code.
 
-    With *hour* the ensemble and its student are built once more, an hour each.
+    Ours are the mean of three seeds. With *hour* one of ours has an hour, with one seed.
+    Rows that *work* has are not made again, so that it may be stopped; all of them are of one machine, so delete them
+    to begin anew.
 
     Raises BadInput where *checkout* is not nanoGPT or the corpus is not there, RactError when nanoGPT fails.
     """
     files = sources(data, CHARACTERS)
     folder = (work / "nanogpt").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    theirs = run_nanogpt(checkout.absolute(), files, folder)
-    print(json.dumps(theirs), file=sys.stderr, flush=True)
-    rows = [theirs]
-    speed, beside = _speed(files, folder)
-    longer = [(_HOUR, ("ensemble", "ensemble-distil"))] if hour else []
-    for seconds, names in [(theirs["seconds"], CONTENDERS), *longer]:
-        for name in names:
-            made = _ours(name, max(seconds / 2, seconds - beside), speed, files, folder)
-            rows.append({key: value for key, value in made.items() if key != "node_seconds"})
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            write_text(results / "nanogpt.json", json.dumps({"rows": rows}, indent=1) + "\n")
+    file = folder / "rows.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    if not rows:
+        rows = [run_nanogpt(checkout.absolute(), files, folder)]
+        write_text(file, json.dumps(rows))
+    longer = [(_HOUR, one, SEEDS[:1]) for one in IN_AN_HOUR] if hour else []
+    for seconds, contender, seeds in [*((rows[0]["seconds"], one, SEEDS) for one in CONTENDERS), *longer]:
+        if any(row["name"] == contender.name for row in rows):
+            continue
+        speed, beside = _speed(contender, max(_TRIAL_SECONDS, seconds / 60), files, folder)
+        given = max(seconds / 2, seconds - beside)
+        rows.append(_joined([_ours(contender, given, speed, files, folder, seed) for seed in seeds]))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        write_text(file, json.dumps(rows))
+    write_text(results / "nanogpt.json", json.dumps({"rows": rows}, indent=1) + "\n")
     return 0
+
+
+def _joined(made: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of what several seeds have *made*: their means, and the losses of each."""
+    losses = [one["nats_per_character"] for one in made]
+    seconds = [one["seconds"] for one in made]
+    return {**made[0], "nats_per_character": mean(losses), "seconds": mean(seconds), "losses": losses}
 
 
 def run_nanogpt(checkout: Path, files: dict[str, Path], folder: Path) -> dict[str, Any]:
@@ -102,36 +143,37 @@ def _checked(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def _speed(files: dict[str, Path], folder: Path) -> tuple[float, float]:
-    """FLOPs a second of all processors on leaves of this shape, and the seconds of a build beside its training."""
-    made = _ours("ensemble", 1.0, 20 * _GUESSED_FLOPS_PER_SECOND * processors(), files, folder)
-    training = made.pop("node_seconds") / processors()
-    return made["flops"] / training, made["seconds"] - training
+def _speed(contender: Contender, seconds: float, files: dict[str, Path], folder: Path) -> tuple[float, float]:
+    """FLOPs a second of this machine on *contender*, and the seconds a build takes beside them: two short builds."""
+    guess = _GUESSED_FLOPS_PER_SECOND * processors()
+    short, longer = (_ours(contender, times * seconds, guess, files, folder) for times in (1, 3))
+    speed = (longer["flops"] - short["flops"]) / (longer["seconds"] - short["seconds"])
+    return speed, max(0.0, short["seconds"] - short["flops"] / speed)
 
 
-def _ours(name: str, seconds: float, speed: float, files: dict[str, Path], folder: Path) -> dict[str, Any]:
-    """Build *name* with what *speed* does in *seconds*, from nothing, and measure it on the last tenth of the text."""
+def _ours(
+    contender: Contender, seconds: float, speed: float, files: dict[str, Path], folder: Path, seed: int = 0
+) -> dict[str, Any]:
+    """Build *contender* with what *speed* does in *seconds*, from nothing; measure it on the last tenth of the text."""
     from benchmarks.recipe_measure import window_losses
 
-    members = max(2, processors()) if seconds < _HOUR / 2 else 4
-    values = Values(members=members, lr=_LR)
-    fraction = speed * seconds / _SETTING.flops
-    plan = plan_of(recipe_named(name), _SETTING, values, files, seed=0, fraction=fraction)
+    setting = contender.setting
+    fraction = speed * seconds / setting.flops
+    plan = plan_of(recipe_named(contender.recipe), setting, contender.values, files, seed=seed, fraction=fraction)
     plan["data"] = {"train": [str(files["train"])], "valid_fraction": _VALID_SHARE, "test_fraction": 0.0}
-    place = folder / f"ours-{name}-{seconds:.0f}"
+    place = folder / f"ours-{contender.recipe}-{contender.shape}-{seconds:.0f}-{seed}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     write_text(place / "asked.toml", toml_of(plan))
     begun = time.monotonic()
     run = build(place / "asked.toml", place, workers=processors())
     wall = time.monotonic() - begun
-    windows = window_losses(run.final, [str(files["valid"]), str(files["test"])])
+    windows = window_losses(run.final, [str(files["valid"]), str(files["test"])], setting.block_size)
     graph = run.graph
     return {
-        "name": _NAMES[name].format(members=members),
+        "name": contender.name,
         "nats_per_character": float(windows["nats"].sum() / windows["bytes"].sum()),
         "seconds": wall,
         "parameters": graph[graph.final].shape.parameters,
         "flops": graph.total_flops(graph.final),
-        "node_seconds": sum(lineage.cost.seconds for lineage in map(read_lineage, run.directories.values()) if lineage),
     }

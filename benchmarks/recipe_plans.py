@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipe_corpora import BATCH_TOKENS, BLOCK_SIZE, Setting, parse_shape
+from benchmarks.recipe_corpora import BATCH_TOKENS, Setting, parse_shape
 from benchmarks.recipe_trees import Recipe, Tree, Values
 from ract.errors import RactError
 from ract.plan.derive import build_graph
@@ -83,7 +83,7 @@ def _without_lengths(
 ) -> dict[str, Any]:
     blocks, width = parse_shape(tree.leaf)
     data: dict[str, Any] = {"train": [str(files["train"])], "valid": [str(files["valid"])]}
-    train: dict[str, Any] = {"batch_tokens": BATCH_TOKENS, "block_size": BLOCK_SIZE, "lr": values.lr}
+    train: dict[str, Any] = {"batch_tokens": BATCH_TOKENS, "block_size": setting.block_size, "lr": values.lr}
     train |= {"weight_decay": values.weight_decay, "dropout": values.dropout, "ema": values.ema}
     # As patient as there are evaluations: no run stops early, each ends with the best weights that it has seen.
     train |= {"evaluations": _EVALUATIONS, "patience": _EVALUATIONS}

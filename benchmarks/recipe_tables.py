@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from benchmarks.recipe_corpora import BUILT_IN
@@ -224,11 +225,14 @@ def _scaling(sets: Sequence[Results], language: str) -> str:
 
 
 def _nanogpt(found: Results, language: str) -> str:
-    rows = [
-        [one["name"], f"{one['parameters'] / 1e6:.2f} M", f"{one['nats_per_character']:.3f}", show_time(one["seconds"])]
-        for one in found["rows"]
-    ]
-    head = ["what", "parameters", "nats a character", "wall clock"]
+    rows = []
+    for one in found["rows"]:
+        losses = one.get("losses", [])
+        spread = f" ± {stdev(losses):.3f}" if len(losses) > 1 else ""
+        loss = f"{one['nats_per_character']:.3f}{spread}"
+        seeds = str(len(losses) or 1)
+        rows.append([one["name"], f"{one['parameters'] / 1e6:.2f} M", loss, seeds, show_time(one["seconds"])])
+    head = ["what", "parameters", "nats a character", "seeds", "wall clock"]
     return _section("nanogpt", "nanogpt_text", _table(head, rows), language, "")
 
 

@@ -100,7 +100,7 @@ def _carry_out(options: argparse.Namespace) -> int:
         known = None
         if options.again:
             known = read_tuning(work, _results_at(options.scale))
-            begun = [s for s in wanted if s.key in known and s.cell.setting.name == "data"]
+            begun = [s for s in wanted if s.key in known]
             wanted = [second_lap(s, known[s.key]) for s in begun if not had_second_lap(known[s.key])]
         recipe_tuning.tune(wanted, work, data, jobs, before=known)
         if options.tune_only:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.recipe_corpora import SPLITS
-from benchmarks.recipe_nanogpt import CPU_SETTINGS, _ours, run_nanogpt
+from benchmarks.recipe_nanogpt import CONTENDERS, CPU_SETTINGS, _ours, run_nanogpt
 from ract.errors import BadInput, RactError
 from tests.plans import write_text_corpus
 
@@ -56,8 +56,9 @@ def test_another_folder_and_a_failing_script_are_explained(
 
 @pytest.mark.slow
 def test_ours_is_measured_on_text_that_served_no_choice(files: dict[str, Path], tmp_path: Path) -> None:
-    made = _ours("ensemble", 1.0, 2.5e11, files, tmp_path)
+    ensemble = next(one for one in CONTENDERS if one.recipe == "ensemble")
+    made = _ours(ensemble, 1.0, 2.5e11, files, tmp_path)
     assert made["flops"] <= 2.5e11 and made["seconds"] > 0
     assert made["nats_per_character"] < 5.6  # ln 258
-    plan = (tmp_path / "ours-ensemble-1" / "asked.toml").read_text(encoding="utf-8")
+    plan = (tmp_path / "ours-ensemble-4x128-1-0" / "asked.toml").read_text(encoding="utf-8")
     assert "valid.txt" not in plan and "test.txt" not in plan
