@@ -33,3 +33,13 @@ def residual_dropout(model: nn.Module, share: float) -> Iterator[None]:
                 if isinstance(module, nn.Embedding) or name.rpartition(".")[2] in _BRANCHES:
                     stack.callback(module.register_forward_hook(drop).remove)
         yield
+
+
+def draws_at_random(model: nn.Module) -> bool:
+    """Whether training *model* draws random numbers: some dropout is on, as a module or a number that blocks hold."""
+    shares = (
+        getattr(module, "p" if isinstance(module, nn.Dropout) else key, 0.0)
+        for module in model.modules()
+        for key in ("dropout", "attention_dropout", "activation_dropout")
+    )
+    return any(isinstance(share, (int, float)) and share > 0 for share in shares)

@@ -21,16 +21,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ract.data.example_batches import Batch
 from ract.errors import NonFiniteLoss
 from ract.plan.graph import TrainSpec
-from ract.train.device import autocast_dtype, prefers_plain_attention
-from ract.train.dropout import residual_dropout
+from ract.train.device import autocast_dtype, prefers_plain_attention, use_plain_attention
+from ract.train.dropout import draws_at_random, residual_dropout
 from ract.train.kept import KeptAnswers
 from ract.train.losses import distillation_loss, squared_norm, teachers_mixture
 from ract.train.objective import Objective
 from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimizers, set_lr, wsd_multiplier
 from ract.train.replay import ReplayedPass, can_be_replayed
 from ract.train.state import Progress, load_checkpoint, save_checkpoint
-
-_PLAIN_ATTENTION = ("qwen3", "qwen3_moe", "llama", "mixtral", "modernbert", "bert", "marian")
+from ract.train.threads import ThreadedPass, parts_of
 
 Report = Callable[[str, int, int], None]
 
@@ -80,7 +79,7 @@ class TrainingRun:
         self.dtype = autocast_dtype(spec.precision, self.device)
         self.plain = model.to(self.device)
         if prefers_plain_attention(self.device, self.dtype, spec.block_size):
-            _use_plain_attention(model, *self.teachers.models)
+            use_plain_attention(model, *self.teachers.models)
         for teacher in self.teachers.models:
             teacher.to(self.device).eval().requires_grad_(False)
         self.model = self.accelerator.prepare(model) if self.accelerator.num_processes > 1 else model
@@ -92,7 +91,9 @@ class TrainingRun:
         alone = self.device.type == "cuda" and self.accelerator.num_processes == 1
         self._replays = alone and objective.one_shape and can_be_replayed(self.plain, *self.teachers.models)
         self._pass: ReplayedPass | None = None
-        self.draws = spec.dropout > 0 or _draws_at_random(self.plain)
+        self.draws = spec.dropout > 0 or draws_at_random(self.plain)
+        parts = 1 if self.draws or self.device.type != "cpu" or self.accelerator.num_processes > 1 else parts_of(spec)
+        self._threaded = ThreadedPass(self.plain, self._objective, parts) if parts > 1 else None
 
     def run(self) -> Outcome:
         """Train to the end (or to an early stop), from the newest checkpoint if there is one."""
@@ -121,10 +122,27 @@ class TrainingRun:
         spec = self.spec
         lr = spec.lr * wsd_multiplier(step, spec.steps, spec.warmup, spec.decay)
         set_lr(self.optimizers, lr)
+        if self.draws:  # dropout: what is drawn follows from the step, so that a resumed run draws the same
+            rank, world = self.accelerator.process_index, self.accelerator.num_processes
+            torch.manual_seed(((spec.order_seed << 32) ^ (step * world + rank + 1)) % (1 << 63))
+        total = self._gradients(step) if self._threaded is None else self._threaded(self.objective, step)
+        norm = torch.nn.utils.clip_grad_norm_(self.plain.parameters(), spec.grad_clip or math.inf)
+        if not math.isfinite(total) or not torch.isfinite(norm):
+            raise NonFiniteLoss(
+                f"the loss is no longer finite at step {step + 1} of {spec.steps} (learning rate {lr:.2g})",
+                'Try a lower lr, a longer warmup, a smaller grad_clip, or precision = "fp32"',
+            )
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.plain)
+        return total
+
+    def _gradients(self, step: int) -> float:
+        """Make the gradients of step *step*; the mean loss of this process's part."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches, targets = self.objective.micro_batches(step, rank, world)
-        if self.draws:  # dropout: what is drawn follows from the step, so that a resumed run draws the same
-            torch.manual_seed(((spec.order_seed << 32) ^ (step * world + rank + 1)) % (1 << 63))
         weight = world / targets  # for the mean over the targets of all: among processes, gradients are averaged
         if not batches:  # fewer examples than processes: join the averaging with nothing of one's own
             batches, weight = self.objective.micro_batches(step)[0][:1], 0.0
@@ -137,17 +155,6 @@ class TrainingRun:
                     objective, loss = self._objective(batch)
                     self.accelerator.backward(objective * weight)
             total += loss.item() * weight
-        norm = torch.nn.utils.clip_grad_norm_(self.plain.parameters(), spec.grad_clip or math.inf)
-        if not math.isfinite(total) or not torch.isfinite(norm):
-            raise NonFiniteLoss(
-                f"the loss is no longer finite at step {step + 1} of {spec.steps} (learning rate {lr:.2g})",
-                'Try a lower lr, a longer warmup, a smaller grad_clip, or precision = "fp32"',
-            )
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.plain)
         return total
 
     def _replayed(self, batch: Batch, weight: float) -> torch.Tensor:
@@ -281,20 +288,3 @@ class TrainingRun:
             for name, parameter in self.average.module.named_parameters():
                 parameter.copy_(parts["average"][name])
             self.average.n_averaged.copy_(tensors["averaged"])
-
-
-def _draws_at_random(model: nn.Module) -> bool:
-    """Whether training *model* draws random numbers: some dropout is on, as a module or a number that blocks hold."""
-    shares = (
-        getattr(module, "p" if isinstance(module, nn.Dropout) else key, 0.0)
-        for module in model.modules()
-        for key in ("dropout", "attention_dropout", "activation_dropout")
-    )
-    return any(isinstance(share, (int, float)) and share > 0 for share in shares)
-
-
-def _use_plain_attention(*models: nn.Module) -> None:
-    """A choice for this process only: it is not part of what ``save_pretrained`` writes."""
-    for model in models:
-        if getattr(getattr(model, "config", None), "model_type", "") in _PLAIN_ATTENTION:
-            model.set_attn_implementation("eager")  # type: ignore[operator]
