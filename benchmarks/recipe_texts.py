@@ -210,11 +210,11 @@ WORDS: dict[str, dict[str, str]] = {
     "nanogpt_text": {
         "en": "nanoGPT's own CPU recipe (its README) and ours on the same machine for the same time. nanoGPT reports "
         "the mean of random blocks of the last tenth of the text; ours is the whole last tenth, in windows as long as "
-        "those of its training: 128 characters, 256 where it has an hour. The target is 1.50 in the same time, and in "
+        "those of its training: 128 characters, 256 in the last row. The target is 1.50 in the same time, and in "
         "an hour nanoGPT's figure for a GPU, 1.47.",
         "zh": "nanoGPT 自己的 CPU 配方（见其 README）与我们的，同一台机器、同样的时间。"
         "nanoGPT 报告的是文本最后十分之一中随机块的平均；我们的是整个最后十分之一，"
-        "窗口与训练时一样长：128 个字符，用一小时的为 256 个字符。"
+        "窗口与训练时一样长：128 个字符，最后一行为 256 个字符。"
         "目标：同样的时间内 1.50；一小时内达到 nanoGPT 的 GPU 数字 1.47。",
     },
     "met": {"en": "met", "zh": "达到"},
