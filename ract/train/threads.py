@@ -25,9 +25,12 @@ _Gradients = tuple[tuple[torch.Tensor | None, ...], float]
 def parts_of(spec: TrainSpec) -> int:
     """In how many parts the batches of *spec* are cut for the threads of this process; 1: they are not.
 
-    Windows are not cut, and every part has as many of them.
+    Windows are not cut, and every part has as many of them. A batch that is read in several passes, because one of
+    the whole would not fit in memory, is not cut: the parts are in memory together.
     """
     threads = torch.get_num_threads()
+    if spec.micro_batch_tokens < spec.batch_tokens:
+        return 1
     if spec.objective in ("next-token", "masked"):
         return math.gcd(threads, spec.batch_tokens // spec.block_size)
     return threads
