@@ -34,7 +34,6 @@ CPU_SETTINGS = (
 )
 _LONGER_SECONDS, _GUESSED_FLOPS_PER_SECOND = 2400.0, 2e10
 _TRIAL_SECONDS = 20.0  # as guessed; a machine is some three times as fast
-
 _CHARACTERS = 1_000_000
 
 
@@ -67,7 +66,7 @@ CONTENDERS = (
     Contender("ensemble", "3x128", _VALUES, f"{_VALUES.members} smaller models, averaged"),
 )
 # Forty minutes are some fifteen passes: larger leaves, and what keeps them from learning the text by heart.
-_REGULAR = Values(lr=1.5e-2, weight_decay=1.0, dropout=0.05, ema=0.98, members=max(2, processors()))
+_REGULAR = Values(lr=1.5e-2, weight_decay=1.0, dropout=0.05, ema=0.98, members=_VALUES.members)
 LONGER = Contender("ensemble", "4x192", _REGULAR, f"{_REGULAR.members} larger models, averaged, for longer", 256)
 _VALID_SHARE = 0.03  # of the training text: the last tenth, which both are measured on, serves no choice of ours
 _STEP = re.compile(r"step \d+: train loss [\d.]+, val loss ([\d.]+)")

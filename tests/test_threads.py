@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ract.data.examples import Examples
-from ract.errors import StoppedByParent
 from ract.train.threads import parts_of
-from tests import examples, test_node, test_objectives
+from tests import test_node, test_objectives
 from tests.test_node import tokens  # noqa: F401
+from tests.test_objectives import data  # noqa: F401
 
 THREADS = 2
 
@@ -26,13 +26,6 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Examples]:
-    reviews = examples.classification(tmp_path_factory.mktemp("reviews"))
-    pairs = examples.translation(tmp_path_factory.mktemp("pairs"))
-    return {"masked": reviews, "classification": reviews, "translation": pairs}
-
-
 def gradients(m: torch.nn.Module) -> dict[str, torch.Tensor | None]:
     found = {name: None if p.grad is None else p.grad.clone() for name, p in m.named_parameters()}
     m.zero_grad(set_to_none=True)
@@ -41,7 +34,7 @@ def gradients(m: torch.nn.Module) -> dict[str, torch.Tensor | None]:
 
 @pytest.mark.parametrize("kind", ["next-token", "masked", "classification", "translation"])
 def test_parts_of_a_batch_make_the_gradients_of_the_whole(
-    data: dict[str, Examples],
+    data: dict[str, Examples],  # noqa: F811
     tokens: np.ndarray,  # noqa: F811
     kind: str,
 ) -> None:
@@ -66,24 +59,14 @@ def test_parts_of_a_batch_make_the_gradients_of_the_whole(
 
 
 def test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(tmp_path: Path, tokens: np.ndarray) -> None:  # noqa: F811
-    undisturbed, killed, resumed = test_node.model(), test_node.model(), test_node.model(seed=9)
-    run = test_node.training(undisturbed, test_node.spec(), tokens)
-    assert run._threaded is not None
-    run.run()
-
-    def stop_at_five(what: str, done: int, total: int) -> None:
-        if done == 5 * 256:
-            raise StoppedByParent("killed here")
-
-    with pytest.raises(StoppedByParent):
-        test_node.training(
-            killed, test_node.spec(), tokens, work=tmp_path, checkpoint_seconds=0, report=stop_at_five
-        ).run()
-    test_node.training(resumed, test_node.spec(), tokens, work=tmp_path).run()
-    assert test_node.same(test_node.weights(undisturbed), test_node.weights(resumed))
+    assert test_node.training(test_node.model(), test_node.spec(), tokens)._threaded is not None
+    test_node.test_a_killed_run_ends_in_the_weights_of_an_undisturbed_one(tmp_path, tokens, {})
 
 
-def test_what_draws_random_numbers_shares_operators_instead(data: dict[str, Examples], tokens: np.ndarray) -> None:  # noqa: F811
+def test_what_draws_random_numbers_shares_operators_instead(
+    data: dict[str, Examples],  # noqa: F811
+    tokens: np.ndarray,  # noqa: F811
+) -> None:
     assert test_node.training(test_node.model(), test_node.spec(dropout=0.1), tokens)._threaded is None
     m = test_objectives.model("classification", data["classification"], dropout=0.1)
     settings = test_objectives.spec("classification")
