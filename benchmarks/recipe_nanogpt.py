@@ -69,6 +69,7 @@ CONTENDERS = (
 _REGULAR = Values(lr=1.5e-2, weight_decay=1.0, dropout=0.05, ema=0.98, members=_VALUES.members)
 LONGER = Contender("ensemble", "4x192", _REGULAR, f"{_REGULAR.members} larger models, averaged, for longer", 256)
 _VALID_SHARE = 0.03  # of the training text: the last tenth, which both are measured on, serves no choice of ours
+THEIRS = "nanoGPT, its CPU recipe"
 _STEP = re.compile(r"step \d+: train loss [\d.]+, val loss ([\d.]+)")
 _SIZE = re.compile(r"number of parameters: ([\d.]+)M")
 
@@ -76,38 +77,43 @@ _SIZE = re.compile(r"number of parameters: ([\d.]+)M")
 def side_by_side(checkout: Path, data: Path | None, work: Path, results: Path, *, longer: bool) -> int:
     """Run nanoGPT in *checkout*, then ours, and write ``nanogpt.json`` into *results*. Returns an exit code.
 
-    Ours are the mean of three seeds. With *longer* one of ours has forty minutes, with one seed.
-    Rows that *work* has are not made again, so that it may be stopped; all of them are of one machine, so delete them
-    to begin anew.
+    Ours are the mean of three seeds; with *longer* one of ours has forty minutes a seed. What *work* has is not made
+    again, so that it may be stopped after any run; all of it is of one machine, so delete it to begin anew.
 
     Raises BadInput where *checkout* is not nanoGPT or the corpus is not there, RactError when nanoGPT fails.
     """
     files = sources(data, CHARACTERS)
     folder = (work / "nanogpt").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "rows.json"
-    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    if not rows:
-        rows = [run_nanogpt(checkout.absolute(), files, folder)]
-        write_text(file, json.dumps(rows))
-    more = [(_LONGER_SECONDS, LONGER, SEEDS[:1])] if longer else []
-    for seconds, contender, seeds in [*((rows[0]["seconds"], one, SEEDS) for one in CONTENDERS), *more]:
-        if any(row["name"] == contender.name for row in rows):
-            continue
-        speed, beside = _speed(contender, max(_TRIAL_SECONDS, seconds / 60), files, folder)
-        given = max(seconds / 2, seconds - beside)
-        rows.append(_joined([_ours(contender, given, speed, files, folder, seed) for seed in seeds]))
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-        write_text(file, json.dumps(rows))
+    file = folder / "made.json"
+    made: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def keep(name: str, part: str, value: Any) -> None:
+        made.setdefault(name, {})[part] = value
+        write_text(file, json.dumps(made, indent=1) + "\n")
+
+    if THEIRS not in made:
+        keep(THEIRS, "runs", [run_nanogpt(checkout.absolute(), files, folder)])
+    [theirs] = made[THEIRS]["runs"]
+    for contender in [*CONTENDERS, *([LONGER] if longer else [])]:
+        seconds = _LONGER_SECONDS if contender is LONGER else theirs["seconds"]
+        if contender.name not in made:  # every seed gets the same budget, whenever it is run
+            keep(contender.name, "fraction", _fraction(contender, seconds, files, folder))
+        runs = made[contender.name].get("runs", [])
+        for seed in SEEDS[len(runs) :]:
+            runs.append(_ours(contender, made[contender.name]["fraction"], files, folder, seed))
+            print(json.dumps({"name": contender.name, "seed": seed, **runs[-1]}), file=sys.stderr, flush=True)
+            keep(contender.name, "runs", runs)
+    rows = [{"name": name, **_joined(one["runs"])} for name, one in made.items()]
     write_text(results / "nanogpt.json", json.dumps({"rows": rows}, indent=1) + "\n")
     return 0
 
 
-def _joined(made: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of what several seeds have *made*: their means, and the losses of each."""
-    losses = [one["nats_per_character"] for one in made]
-    seconds = [one["seconds"] for one in made]
-    return {**made[0], "nats_per_character": mean(losses), "seconds": mean(seconds), "losses": losses}
+def _joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of what several seeds have made: their means, and the losses of each."""
+    losses = [one["nats_per_character"] for one in runs]
+    seconds = [one["seconds"] for one in runs]
+    return {**runs[0], "nats_per_character": mean(losses), "seconds": mean(seconds), "losses": losses}
 
 
 def run_nanogpt(checkout: Path, files: dict[str, Path], folder: Path) -> dict[str, Any]:
@@ -127,7 +133,6 @@ def run_nanogpt(checkout: Path, files: dict[str, Path], folder: Path) -> dict[st
         raise RactError("nanoGPT printed no validation loss", f"Run it by hand in {checkout}")
     size = _SIZE.search(output)
     return {
-        "name": "nanoGPT, its CPU recipe",
         "nats_per_character": min(losses),
         "seconds": time.monotonic() - begun,
         "parameters": round(float(size[1]) * 1e6) if size else 0,
@@ -142,25 +147,24 @@ def _checked(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def _speed(contender: Contender, seconds: float, files: dict[str, Path], folder: Path) -> tuple[float, float]:
-    """FLOPs a second of this machine on *contender*, and the seconds a build takes beside them: two short builds."""
-    guess = _GUESSED_FLOPS_PER_SECOND * processors()
-    short, long = (_ours(contender, times * seconds, guess, files, folder) for times in (1, 3))
+def _fraction(contender: Contender, seconds: float, files: dict[str, Path], folder: Path) -> float:
+    """The part of its setting's budget that *contender* can spend on this machine in *seconds*, by two short builds."""
+    flops = contender.setting.flops
+    guess = _GUESSED_FLOPS_PER_SECOND * processors() * max(_TRIAL_SECONDS, seconds / 60) / flops
+    short, long = (_ours(contender, times * guess, files, folder) for times in (1, 3))
     speed = (long["flops"] - short["flops"]) / (long["seconds"] - short["seconds"])
-    return speed, max(0.0, short["seconds"] - short["flops"] / speed)
+    beside = max(0.0, short["seconds"] - short["flops"] / speed)  # what a build takes whatever its budget
+    return float(speed * max(seconds / 2, seconds - beside) / flops)
 
 
-def _ours(
-    contender: Contender, seconds: float, speed: float, files: dict[str, Path], folder: Path, seed: int = 0
-) -> dict[str, Any]:
-    """Build *contender* with what *speed* does in *seconds*, from nothing; measure it on the last tenth of the text."""
+def _ours(contender: Contender, fraction: float, files: dict[str, Path], folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Build *contender* with *fraction* of its budget, from nothing; measure it on the last tenth of the text."""
     from benchmarks.recipe_measure import window_losses
 
     setting = contender.setting
-    fraction = speed * seconds / setting.flops
     plan = plan_of(recipe_named(contender.recipe), setting, contender.values, files, seed=seed, fraction=fraction)
     plan["data"] = {"train": [str(files["train"])], "valid_fraction": _VALID_SHARE, "test_fraction": 0.0}
-    place = folder / f"ours-{contender.recipe}-{contender.shape}-{seconds:.0f}-{seed}"
+    place = folder / f"ours-{contender.recipe}-{contender.shape}-{fraction:.3g}-{seed}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     write_text(place / "asked.toml", toml_of(plan))
@@ -170,7 +174,6 @@ def _ours(
     windows = window_losses(run.final, [str(files["valid"]), str(files["test"])], setting.block_size)
     graph = run.graph
     return {
-        "name": contender.name,
         "nats_per_character": float(windows["nats"].sum() / windows["bytes"].sum()),
         "seconds": wall,
         "parameters": graph[graph.final].shape.parameters,

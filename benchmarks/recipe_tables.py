@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.recipe_corpora import BUILT_IN
 from benchmarks.recipe_scaling import check_rows, scaling_rows
-from benchmarks.recipe_texts import HEAD, WHEN, WORDS
+from benchmarks.recipe_texts import HEAD, NANOGPT_CHINESE, WHEN, WORDS
 from benchmarks.recipe_trees import Recipe, recipe_named
 from ract.checkpoint.directory import write_text
 from ract.errors import BadInput
@@ -231,9 +231,23 @@ def _nanogpt(found: Results, language: str) -> str:
         spread = f" ± {stdev(losses):.3f}" if len(losses) > 1 else ""
         loss = f"{one['nats_per_character']:.3f}{spread}"
         seeds = str(len(losses) or 1)
-        rows.append([one["name"], f"{one['parameters'] / 1e6:.2f} M", loss, seeds, show_time(one["seconds"])])
+        rows.append(
+            [
+                _translated(one["name"], language),
+                f"{one['parameters'] / 1e6:.2f} M",
+                loss,
+                seeds,
+                show_time(one["seconds"]),
+            ]
+        )
     head = ["what", "parameters", "nats a character", "seeds", "wall clock"]
     return _section("nanogpt", "nanogpt_text", _table(head, rows), language, "")
+
+
+def _translated(name: str, language: str) -> str:
+    """The *name* of a row beside nanoGPT in *language*; a number of models before it stays as it is."""
+    number = name[: len(name) - len(name.lstrip("0123456789 "))]
+    return number + NANOGPT_CHINESE[name.removeprefix(number)] if language == "zh" else name
 
 
 def _section(title: str, text: str, table: str, language: str, heading: str) -> str:

@@ -221,3 +221,13 @@ WORDS: dict[str, dict[str, str]] = {
     "missed": {"en": "missed", "zh": "未达到"},
     "unsure": {"en": "the interval holds the target", "zh": "区间包含目标"},
 }
+# The rows beside nanoGPT, by the names that their results have.
+NANOGPT_CHINESE = {
+    "nanoGPT, its CPU recipe": "nanoGPT，其 CPU 配方",
+    "one model": "一个模型",
+    "one model, smaller": "一个更小的模型",
+    "two blocks, stacked twice, healed": "两块，堆叠两次，修复",
+    "models, averaged": "个模型，输出平均",
+    "smaller models, averaged": "个更小的模型，输出平均",
+    "larger models, averaged, for longer": "个更大的模型，输出平均，时间更长",
+}

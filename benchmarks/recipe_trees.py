@@ -53,7 +53,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to spend the budget: *ours* or a control (*control* says which of the issue's seven, 0 for none)."""
+    """A way to spend the budget: *ours* or a control (*control* says which of the seven, 0 for none)."""
 
     name: str
     tree: Callable[[Setting, Values], Tree]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.recipe_corpora import SPLITS
-from benchmarks.recipe_nanogpt import CONTENDERS, CPU_SETTINGS, _ours, run_nanogpt
+from benchmarks import recipe_nanogpt
+from benchmarks.recipe_corpora import CHARACTERS, SPLITS
+from benchmarks.recipe_nanogpt import (
+    CONTENDERS,
+    CPU_SETTINGS,
+    LONGER,
+    THEIRS,
+    Contender,
+    _ours,
+    run_nanogpt,
+    side_by_side,
+)
+from benchmarks.recipe_tables import _translated
+from benchmarks.recipe_trees import Values
 from ract.errors import BadInput, RactError
 from tests.plans import write_text_corpus
 
@@ -55,10 +68,50 @@ def test_another_folder_and_a_failing_script_are_explained(
 
 
 @pytest.mark.slow
+def test_a_comparison_that_was_stopped_goes_on_with_the_same_budget(
+    files: dict[str, Path], checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "lm" / CHARACTERS
+    corpus.mkdir(parents=True)
+    for split, file in files.items():
+        file.rename(corpus / f"{split}.txt")
+    pico = Contender("single", "1x16", Values(lr=1e-2), "a pico model", window=16)
+    monkeypatch.setattr(recipe_nanogpt, "CONTENDERS", (pico,))
+    fractions = iter([0.02, 0.03])
+    monkeypatch.setattr(recipe_nanogpt, "_fraction", lambda *_: next(fractions))
+    whole = recipe_nanogpt._ours
+
+    def stopped(contender: Contender, fraction: float, where: dict[str, Path], folder: Path, seed: int = 0) -> object:
+        if seed == 2:
+            raise KeyboardInterrupt
+        return whole(contender, fraction, where, folder, seed)
+
+    monkeypatch.setattr(recipe_nanogpt, "_ours", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(checkout, tmp_path, tmp_path / "work", tmp_path, longer=False)
+    (checkout / "train.py").write_text("raise SystemExit('it ran already')", encoding="utf-8")
+    monkeypatch.setattr(recipe_nanogpt, "_ours", whole)
+    assert side_by_side(checkout, tmp_path, tmp_path / "work", tmp_path, longer=False) == 0
+    theirs, ours = json.loads((tmp_path / "nanogpt.json").read_text(encoding="utf-8"))["rows"]
+    assert theirs["nats_per_character"] == 1.95 and ours["name"] == pico.name
+    assert len(ours["losses"]) == 3 == len({*ours["losses"]}) and next(fractions) == 0.03
+    assert len(list((tmp_path / "work" / "nanogpt").glob("ours-single-1x16-0.02-*"))) == 3
+
+
+@pytest.mark.slow
 def test_ours_is_measured_on_text_that_served_no_choice(files: dict[str, Path], tmp_path: Path) -> None:
     ensemble = next(one for one in CONTENDERS if one.recipe == "ensemble")
-    made = _ours(ensemble, 1.0, 2.5e11, files, tmp_path)
-    assert made["flops"] <= 2.5e11 and made["seconds"] > 0
+    flops = 2.5e11
+    made = _ours(ensemble, flops / ensemble.setting.flops, files, tmp_path)
+    assert made["flops"] <= flops and made["seconds"] > 0
     assert made["nats_per_character"] < 5.6  # ln 258
-    plan = (tmp_path / "ours-ensemble-4x128-1-0" / "asked.toml").read_text(encoding="utf-8")
+    [asked] = tmp_path.glob("ours-ensemble-4x128-*-0/asked.toml")
+    plan = asked.read_text(encoding="utf-8")
     assert "valid.txt" not in plan and "test.txt" not in plan
+
+
+def test_every_row_has_a_chinese_name() -> None:
+    for name in (THEIRS, *(one.name for one in (*CONTENDERS, LONGER))):
+        chinese = _translated(name, "zh")
+        assert chinese != name == _translated(name, "en")
+        assert name[0] == chinese[0] or not name[0].isdigit()
