@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +254,20 @@ def test_a_trial_that_diverges_is_out_and_a_second_lap_goes_on(tmp_path: Path, m
     assert both["grid"]["lr"] == [1.0, 2.0, 3.0, 4e-2, 2.5e-2, 1.6e-2, 6e-3]
     with pytest.raises(RactError, match="no trial of mine/data/single ended"):
         recipe_tuning.tune([Search(place, "single", (("lr", (3.0, 4.0)),))], tmp_path, None, None)
+
+
+@pytest.mark.parametrize("side", ["single", "best-single", "stack", "ours"])
+def test_a_second_lap_of_compute_offers_both_sides_the_same_and_starts_from_the_first(side: str) -> None:
+    [first] = [one for one in searches(["wikipedia"], 1.0) if one.key == f"wikipedia/compute/{side}"]
+    chosen_first = Values(lr=1.2e-2, size="2x96" if side in ("best-single", "ours") else "", grow_at=0.55)
+    record = {"setting": "compute", "grid": dict(first.grid), "values": asdict(chosen_first)}
+    lap = second_lap(first, record)
+    grid = dict(lap.grid)
+    assert lap.start == chosen_first and not had_second_lap(record)
+    assert grid["lr"] == (3e-3, 6e-3, 1.2e-2, 2.4e-2) and grid["ema"] == (0.0, 0.98)
+    assert ("grow_at" in grid) == (side in ("stack", "ours"))
+    assert grid.get("size") == (("2x96", "2x64") if chosen_first.size else None)
+    assert had_second_lap({**record, "grid": grid})
 
 
 @pytest.mark.slow
