@@ -40,7 +40,10 @@ RESULT, PROGRESS, PLAN, LOG = "result.json", "progress.json", "plan-asked.toml",
 
 @dataclass(frozen=True)
 class Spec:
-    """One run: a recipe in a cell with a seed, at *fraction* of the budget. *trial* marks one of the tuning stage."""
+    """One run: a recipe in a cell with a seed, at *fraction* of the budget.
+
+    *trial* marks one of the tuning stage, *anew* one that is to be made here whatever is published.
+    """
 
     cell: Cell
     recipe: str
@@ -48,6 +51,7 @@ class Spec:
     values: Values = field(default_factory=Values)
     fraction: float = 1.0
     trial: bool = False
+    anew: bool = False
 
     @property
     def name(self) -> str:
@@ -84,7 +88,7 @@ def result_of(spec: Spec, work: Path) -> Mapping[str, Any] | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = {} if spec.trial else published(folder_of(spec.cell.setting.scale)).get(spec.name, {})
+        found = {} if spec.trial or spec.anew else published(folder_of(spec.cell.setting.scale)).get(spec.name, {})
     return found if found.get("plan") == spec.identity else None
 
 

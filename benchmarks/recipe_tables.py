@@ -79,6 +79,21 @@ def tables(found: Results, language: str, heading: str = "") -> str:
     return "\n".join(section for section in sections if section)
 
 
+def beside_published(records: Sequence[Results], before: Mapping[str, Results]) -> str:
+    """What runs reached that were made again (their *records*), beside what is published (*before*, by name)."""
+    rows = []
+    for record in records:
+        here = record["losses"]["final"]["test"]["nats_per_token"]
+        seconds = show_time(sum(node["processor_seconds"] for node in record["nodes"].values()))
+        row = [record["name"], f"{here:.4f}", "–", "–", record["device"], "–", seconds]
+        known = before.get(record["name"])
+        if known is not None and known["plan"] == record["plan"]:
+            there = known["losses"]["final"]["test"]["nats_per_token"]
+            row[2:6] = [f"{there:.4f}", f"{here / there - 1:+.2%}", record["device"], known["device"]]
+        rows.append(row)
+    return _table(["run", "test", "published", "difference", "device", "published on", "one worker"], rows)
+
+
 def _short(found: Results, language: str, heading: str) -> str:
     rows = []
     for name, one in found["cells"].items():
@@ -148,7 +163,7 @@ def _command(cell: str, recipe: str, values: Results, scale: float) -> str:
     more = "" if scale == 1 else f" --scale {scale:g}"
     seeds = [str(run["seed"]) for run in values["runs"]]
     listed = seeds[0] if len(seeds) == 1 else f"{{{','.join(seeds)}}}"
-    return f"python -m benchmarks.recipes{data}{more} --only {cell}/{recipe}/{listed}"
+    return f"python -m benchmarks.recipes{data}{more} --anew --only {cell}/{recipe}/{listed}"
 
 
 def _depth(found: Results, language: str, heading: str) -> str:

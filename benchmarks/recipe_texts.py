@@ -8,8 +8,9 @@ HEAD = {
 [中文](recipes.zh-CN.md)
 
 Made by `python -m benchmarks.recipes` and written here by `--docs docs`, from the JSON files in `benchmarks/results`.
-Every row is made by the command in its last column (`--data` is a folder with `lm/<corpus>/{train,valid,test}.txt`; the
-corpus `stdlib`, this Python's standard library, needs none).
+The command in the last column makes a row again and prints it beside what is published (`--data` is a folder with
+`lm/<corpus>/{train,valid,test}.txt`; the corpus `stdlib`, this Python's standard library, needs none). Without `--anew`
+what is published counts as done, and only what is missing is made.
 
 - **Equal budgets.** All recipes of a table may spend the same FLOPs, counted from the plan: branches, teachers, the
   search for α, healing, and every node left behind on the way. Where a single model on little text is better off with
@@ -42,8 +43,8 @@ corpus `stdlib`, this Python's standard library, needs none).
 [English](recipes.md)
 
 由 `python -m benchmarks.recipes` 测得，用 `--docs docs` 由 `benchmarks/results` 中的 JSON 文件写到这里。
-每一行都可用其最后一列的命令重现（`--data` 是含有 `lm/<语料>/{train,valid,test}.txt` 的文件夹；
-语料 `stdlib` 即本机 Python 的标准库，不需要它）。
+最后一列的命令把该行重新做一遍，并与已发布的结果并排打印（`--data` 是含有 `lm/<语料>/{train,valid,test}.txt`
+的文件夹；语料 `stdlib` 即本机 Python 的标准库，不需要它）。不带 `--anew` 时，已发布的就算做完，只做缺的。
 
 - **预算相同。** 同一张表里的所有配方可以花费相同的 FLOPs，由计划算出：分支、教师、α 的搜索、修复，
   以及途中留下的每个节点都计入。文本很少时，单个模型若少读几遍更好，就少花一些：FLOPs 一列是实际花费。
@@ -191,14 +192,16 @@ WORDS: dict[str, dict[str, str]] = {
     },
     "tuning": {"en": "Tuning", "zh": "调参"},
     "tuning_text": {
-        "en": "Coordinate search on valid, seed 100; both sides have the same values to choose from. Besides, a stack "
+        "en": "Made by `--tune SEARCH --tune-only`, second laps by `--again`. "
+        "Coordinate search on valid, seed 100; both sides have the same values to choose from. Besides, a stack "
         "chooses its moment (grow_at), an ensemble its leaves, their number and their part of the budget (split), a "
         "single model its passes (share). Where `stack` has no search of its own it takes the values of "
         "`best-stack`. The searches of wikipedia/data made two laps, the second from the higher rate and weight decay "
         "that pilots had led to; the trials of wikipedia/data/ours before those of split asked the teachers at every "
         "step. Of one leaf alone the search, with its one seed, chose a quarter of the budget (4.722; half 4.726). "
         "With seed 0 the whole was better on valid, on wikipedia, stories and medical, so the rows spend the whole.",
-        "zh": "在验证集上逐坐标搜索，种子 100；双方可选的数值相同。此外，堆叠选择其时机（grow_at），"
+        "zh": "由 `--tune 搜索名 --tune-only` 做成，第二轮再加 `--again`。"
+        "在验证集上逐坐标搜索，种子 100；双方可选的数值相同。此外，堆叠选择其时机（grow_at），"
         "集成选择叶子、其数目及其占预算的比例（split），单个模型选择读几遍（share）。"
         "`stack` 没有自己的搜索时用 `best-stack` 的数值。wikipedia/data 的搜索走了两轮，"
         "第二轮从试验得到的更高的学习率和权重衰减开始；"
@@ -208,11 +211,13 @@ WORDS: dict[str, dict[str, str]] = {
     },
     "nanogpt": {"en": "tiny-shakespeare, side by side with nanoGPT", "zh": "tiny-shakespeare：与 nanoGPT 并排"},
     "nanogpt_text": {
-        "en": "nanoGPT's own CPU recipe (its README) and ours on the same machine for the same time. nanoGPT reports "
+        "en": "Made by `python -m benchmarks.recipes --data DATA --nanogpt CHECKOUT --longer`: "
+        "nanoGPT's own CPU recipe (its README) and ours on the same machine for the same time. nanoGPT reports "
         "the mean of random blocks of the last tenth of the text; ours is the whole last tenth, in windows as long as "
         "those of its training: 128 characters, 256 in the last row. The target is 1.50 in the same time, and in "
         "an hour nanoGPT's figure for a GPU, 1.47.",
-        "zh": "nanoGPT 自己的 CPU 配方（见其 README）与我们的，同一台机器、同样的时间。"
+        "zh": "由 `python -m benchmarks.recipes --data DATA --nanogpt CHECKOUT --longer` 测得："
+        "nanoGPT 自己的 CPU 配方（见其 README）与我们的，同一台机器、同样的时间。"
         "nanoGPT 报告的是文本最后十分之一中随机块的平均；我们的是整个最后十分之一，"
         "窗口与训练时一样长：128 个字符，最后一行为 256 个字符。"
         "目标：同样的时间内 1.50；一小时内达到 nanoGPT 的 GPU 数字 1.47。",

@@ -4,6 +4,7 @@
     python -m benchmarks.recipes --list            what there is to do, what is done, how long it takes
     python -m benchmarks.recipes --docs docs       the pages from the results that are there
     python -m benchmarks.recipes --quick           two seeds of the headline on this Python's standard library
+    python -m benchmarks.recipes --data FOLDER --anew --only RUN …    a published run again, beside what is published
 
 Every run may take the same FLOPs by construction (a single model may choose fewer passes on little text): branches,
 teachers, the search for α and healing are counted, and a node that two recipes share is trained once and charged to
@@ -21,6 +22,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import recipe_records
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, default=1.0, help="times the budget; above 1 models grow with its root")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one a processor")
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="corpus/setting/recipe/seed, or *")
+    parser.add_argument("--anew", action="store_true", help="make runs that are published again, publish none")
     parser.add_argument("--tune", nargs="*", metavar="PATTERN", help="search values first; corpus/setting/side, or all")
     parser.add_argument("--again", action="store_true", help="with --tune: a second lap from what the first one found")
     parser.add_argument("--tune-only", action="store_true", help="no runs after the search")
@@ -109,10 +112,16 @@ def _carry_out(options: argparse.Namespace) -> int:
     values = tuning if options.scale == 1 else at_larger_scale(tuning, published_tuning(RESULTS))
     every = [tuned(spec, values) for spec in matrix(options.corpora, options.seeds, options.scale)]
     specs = [tuned(spec, values) for spec in chosen(every, options.only, options.scale)]
+    if options.anew:
+        specs = [replace(spec, anew=True) for spec in specs]
     if options.list:
         print(recipe_schedule.listing(specs, work, jobs))
         return 0
     failed = [] if options.collect else recipe_schedule.run_all(specs, work, data, jobs)
+    if options.anew:
+        before = recipe_records.published(recipe_records.folder_of(options.scale))
+        print(recipe_tables.beside_published([record for _, record in recipe_schedule.results_of(specs, work)], before))
+        return 1 if failed else 0
     known = {spec.name: spec for spec in [*every, *specs]}
     records = recipe_schedule.results_of(list(known.values()), work)
     found = recipe_results.results(records, tuning)

@@ -214,7 +214,7 @@ def test_every_row_names_seeds_spread_cost_and_command(results: dict[str, Any]) 
     line = next(line for line in text.splitlines() if line.startswith("| ensemble-distil |"))
     for said in ("2.8500 ± 0.0707", "0, 1", "-5.0% [-6.0%, -4.5%]", "1T", "60 s", "30 s"):
         assert said in line, said
-    assert "`python -m benchmarks.recipes --data DATA --only mine/data/ensemble-distil/{0,1}`" in line
+    assert "`python -m benchmarks.recipes --data DATA --anew --only mine/data/ensemble-distil/{0,1}`" in line
 
 
 def test_targets_are_judged_from_the_interval(results: dict[str, Any]) -> None:

@@ -211,18 +211,40 @@ def test_a_run_is_measured_shared_and_only_read_when_finished(pico: Cell, tmp_pa
     assert "done" in listing([distil], work, 1)
 
 
+def in_this_process(specs: list[Spec], work: Path, data: Path, jobs: int | None) -> list[str]:
+    """As run_all, without the start of other processes."""
+    for spec in specs:
+        if result_of(spec, work) is None:
+            carry_out(spec, work, data)
+    return []
+
+
+@pytest.mark.slow
+def test_a_published_run_is_made_again_beside_what_is_published(
+    pico: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recipe_records, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results" / "recipes.json")
+    monkeypatch.setattr(recipe_schedule, "run_all", in_this_process)
+    spec = spec_named("mine/data/single/0", 1.0)
+    record = carry_out(spec, tmp_path / "elsewhere", tmp_path / "data")
+    recipe_records.publish([{**record, "device": "another machine"}], recipe_records.folder_of(1.0))
+    before = {file: file.read_bytes() for file in (tmp_path / "results").rglob("*.json*")}
+    arguments = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work"), "--anew", "--only", spec.name]
+    monkeypatch.setattr("sys.argv", ["recipes", *arguments])
+    assert recipes.main() == 0
+    loss = f"{record['losses']['final']['test']['nats_per_token']:.4f}"
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.startswith(f"| {spec.name} | {loss} | {loss} | +0.00% | {record['device']} | another machine |")
+    assert (spec.folder(tmp_path / "work") / RESULT).is_file()
+    assert before == {file: file.read_bytes() for file in (tmp_path / "results").rglob("*.json*")}
+
+
 @pytest.mark.slow
 def test_tuning_keeps_the_best_of_each_coordinate_and_says_what_it_cost(
     pico: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, data = tmp_path / "work", tmp_path / "data"
-
-    def in_this_process(specs: list[Spec], work: Path, data: Path, jobs: int | None) -> list[str]:
-        for spec in specs:
-            if result_of(spec, work) is None:
-                carry_out(spec, work, data)
-        return []
-
     monkeypatch.setattr(recipe_tuning, "run_all", in_this_process)
     search = Search(pico, "single", (("lr", (1e-5, 3e-3)), ("share", (1.0, 0.25))))
     found = recipe_tuning.tune([search], work, data, None)["mine/data/single"]
