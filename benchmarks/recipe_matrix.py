@@ -107,7 +107,7 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
 
     Both sides choose their final size where the control may. On little text, single models choose how much of the
     budget they spend (their epochs), an ensemble how many members of which shape share it; with much text, a stack
-    chooses its moment.
+    chooses its moment, and an ensemble, which has a leaf for each of four workers, their shape.
     """
     for setting in SETTINGS:
         for corpus in dict.fromkeys(cell(name, setting).tuned_on for name in corpora):
@@ -124,6 +124,7 @@ def searches(corpora: Sequence[str], scale: float) -> Iterator[Search]:
                 yield Search(place, "single", (*grid, _EMA))
                 yield Search(place, "best-single", (sizes, *grid, _EMA))
                 yield Search(place, "stack", (_MOMENT, *grid, _EMA))
+                yield Search(place, "ensemble", (("leaf", (place.setting.leaf, "2x96", _SMALLER)), *grid, _EMA))
                 yield Search(place, "ours", (sizes, _MOMENT, *grid, _EMA))
 
 

@@ -149,7 +149,7 @@ def test_both_sides_are_tuned_over_the_same_grid() -> None:
     for setting in SETTINGS:
         sides = {s.side: dict(s.grid) for s in searches(CORPORA, 1.0) if s.cell.name == f"wikipedia/{setting}"}
         controls = {"single", "best-single"} | ({"child-alone"} if setting == "data" else set())
-        assert set(sides) == {*controls, "ours"} | ({"stack"} if setting == "compute" else set())
+        assert set(sides) == {*controls, "ours"} | ({"stack", "ensemble"} if setting == "compute" else set())
         for key, options in sides["single"].items():
             assert all(sides[control][key] == options for control in controls)
             assert sides["ours"].get(key, options) == options
