@@ -95,9 +95,9 @@ What the tables below say; the seeds stand in every row, and with one seed a dif
   Distilling twice, merging, growing and upcycling lose there.
 - **Several workers that cannot share a batch** (boards, machines): the leaves of an ensemble train side by side. Where
   compute is scarce, four workers with a leaf of 2 blocks of width 64 each reach the loss of the single model of the
-  given size in 40% (wikipedia) and 36% (zh_wikipedia) of its time on one, with 50 and 70% of its parameters; at equal
+  given size in 30% (wikipedia) and 36% (zh_wikipedia) of its time on one, with 50 and 70% of its parameters; at equal
   FLOPs the loss is 5 and 6% lower. Growth and merges gain little time. On one machine a single model of the best size
-  is the better choice: on one core it takes 60% of that time (wikipedia), and cores that share its batches take less.
+  is the better choice: on one core it takes 63% of that time (wikipedia), and cores that share its batches take less.
 """,
     "zh": """## 何时用哪种
 
@@ -120,9 +120,9 @@ What the tables below say; the seeds stand in every row, and with one seed a dif
   这需要算力：预算减半时（这样的模型读文本 36 遍）单个叶子好 2% 到 4%。
   在这里蒸馏两次、合并、增长、升级为专家都更差。
 - **多个不能共享批次的处理器**（多块板子、多台机器）：集成的叶子可以同时训练。算力稀缺时，四个处理器各训练一个
-  2 块、宽 64 的叶子，达到给定大小的单个模型的损失只用它在一个处理器上时间的 40%（wikipedia）和 36%（zh_wikipedia），
+  2 块、宽 64 的叶子，达到给定大小的单个模型的损失只用它在一个处理器上时间的 30%（wikipedia）和 36%（zh_wikipedia），
   参数为其 50% 和 70%；FLOPs 相同时损失低 5% 和 6%。增长和合并省不了多少时间。
-  在一台机器上，最佳大小的单个模型更合适：一个核心只用 60% 的时间（wikipedia），多个核心共享其批次则更少。
+  在一台机器上，最佳大小的单个模型更合适：一个核心只用 63% 的时间（wikipedia），多个核心共享其批次则更少。
 """,
 }
 WORDS: dict[str, dict[str, str]] = {
