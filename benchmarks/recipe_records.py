@@ -23,6 +23,11 @@ def folder_of(scale: float) -> Path:
     return RESULTS / ("recipe-runs" if scale == 1 else f"recipe-runs-x{scale:g}")
 
 
+def processor_seconds(record: Record) -> float:
+    """What all nodes of a run took, in seconds of one processor."""
+    return sum(node["processor_seconds"] for node in record["nodes"].values())
+
+
 @cache
 def published(folder: Path) -> dict[str, Record]:
     """Name → record of every run in *folder*."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.recipe_records import processor_seconds
 from benchmarks.recipe_run import Spec
 
 CONTROLS = ("single", "best-single", "child-alone", "one-block", "stack", "ensemble", "merge", "two-hops", "three-hops")
@@ -75,7 +76,7 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
     parts = {role: losses[role]["test"]["nats_per_token"] for role in ("teacher", "leaf") if role in losses}
     times: dict[str, Any] = {}
     if not record.get("accelerator"):  # many runs share one, and what a processor does meanwhile says nothing
-        times["processor_seconds"] = sum(node["processor_seconds"] for node in nodes.values())
+        times["processor_seconds"] = processor_seconds(record)
         times["critical_seconds"] = {str(workers): makespan(nodes, workers) for workers in WORKERS}
     return {
         "seed": record["seed"],

@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
+from benchmarks.recipe_records import processor_seconds
 from benchmarks.recipe_run import LOG, PROGRESS, RESULT, Spec, files_of, result_of, serve
 from ract.checkpoint.directory import write_text
 from ract.machine import processors
@@ -136,7 +137,7 @@ def speed_of(work: Path) -> float:
     for result in work.glob(f"*/*/*/{RESULT}"):
         record = json.loads(result.read_text(encoding="utf-8"))
         if record["device"] == device_name():  # results made elsewhere say nothing about this machine
-            spent += sum(node["processor_seconds"] for node in record["nodes"].values())
+            spent += processor_seconds(record)
             flops += record["flops"]
     if spent:
         work.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from statistics import stdev
 from typing import Any
 
 from benchmarks.recipe_corpora import BUILT_IN
+from benchmarks.recipe_records import processor_seconds
 from benchmarks.recipe_scaling import check_rows, scaling_rows
 from benchmarks.recipe_texts import HEAD, NANOGPT_CHINESE, WHEN, WORDS
 from benchmarks.recipe_trees import Recipe, recipe_named
@@ -84,7 +85,7 @@ def beside_published(records: Sequence[Results], before: Mapping[str, Results]) 
     rows = []
     for record in records:
         here = record["losses"]["final"]["test"]["nats_per_token"]
-        seconds = show_time(sum(node["processor_seconds"] for node in record["nodes"].values()))
+        seconds = show_time(processor_seconds(record))
         row = [record["name"], f"{here:.4f}", "–", "–", record["device"], "–", seconds]
         known = before.get(record["name"])
         if known is not None and known["plan"] == record["plan"]:

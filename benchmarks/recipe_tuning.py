@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recipe_matrix import Search, values_from
+from benchmarks.recipe_records import processor_seconds
 from benchmarks.recipe_run import Spec, result_of
 from benchmarks.recipe_schedule import run_all
 from benchmarks.recipe_trees import Values
@@ -92,14 +93,13 @@ def _record(search: Search, values: Values, tried: dict[str, Spec], work: Path) 
         if record is None:  # it diverged; what it took until then is not counted
             trials.append({"values": asdict(spec.values), "valid_nats_per_token": None, "flops": 0.0})
             continue
-        seconds = sum(node["processor_seconds"] for node in record["nodes"].values())
         trials.append(
             {
                 "values": asdict(spec.values),
                 "valid_nats_per_token": record["losses"]["final"]["valid"]["nats_per_token"],
                 "flops": record["flops"],
                 "parameters": record["parameters"],
-                "processor_seconds": seconds,
+                "processor_seconds": processor_seconds(record),
                 "device": record["device"],
             }
         )

@@ -90,6 +90,9 @@ def test_a_comparison_that_was_stopped_goes_on_with_the_same_budget(
     with pytest.raises(KeyboardInterrupt):
         side_by_side(checkout, tmp_path, tmp_path / "work", tmp_path, longer=False)
     (checkout / "train.py").write_text("raise SystemExit('it ran already')", encoding="utf-8")
+    made = tmp_path / "work" / "nanogpt" / "made.json"  # the long row was begun, and is not asked for now
+    begun = {**json.loads(made.read_text(encoding="utf-8")), LONGER.name: {"fraction": 1.0}}
+    made.write_text(json.dumps(begun), encoding="utf-8")
     monkeypatch.setattr(recipe_nanogpt, "_ours", whole)
     assert side_by_side(checkout, tmp_path, tmp_path / "work", tmp_path, longer=False) == 0
     theirs, ours = json.loads((tmp_path / "nanogpt.json").read_text(encoding="utf-8"))["rows"]

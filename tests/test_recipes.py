@@ -278,7 +278,7 @@ def test_a_trial_that_diverges_is_out_and_a_second_lap_goes_on(tmp_path: Path, m
         recipe_tuning.tune([Search(place, "single", (("lr", (3.0, 4.0)),))], tmp_path, None, None)
 
 
-@pytest.mark.parametrize("side", ["single", "best-single", "stack", "ours"])
+@pytest.mark.parametrize("side", ["single", "best-single", "stack", "ensemble", "ours"])
 def test_a_second_lap_of_compute_offers_both_sides_the_same_and_starts_from_the_first(side: str) -> None:
     [first] = [one for one in searches(["wikipedia"], 1.0) if one.key == f"wikipedia/compute/{side}"]
     chosen_first = Values(lr=1.2e-2, size="2x96" if side in ("best-single", "ours") else "", grow_at=0.55)
