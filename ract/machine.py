@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # A thread of OpenMP that waits for another one spins, and on a busy machine takes from it the processor that it needs:
 # two threads were 3 to 30 times slower than one. After so many turns it sleeps; an idle machine loses nothing.
 _CALM = {"GOMP_SPINCOUNT": "1000", "TOKENIZERS_PARALLELISM": "false"}
+
+# Settings in glibc's malloc.h. A heap without padding of its whole size is taken down whenever a thread has emptied it.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}
+# Its defaults, and of the two thresholds that it adapts by itself the values where that ends.
+_RETURNED = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10, _MMAP_THRESHOLD: 32 << 20}
 
 
 def calm_environment() -> dict[str, str]:
@@ -78,3 +88,26 @@ def peak_memory_bytes() -> int | None:
         return None
     info = psutil.Process().memory_info()
     return int(getattr(info, "peak_wset", info.rss))
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """While the block runs, memory that this process frees stays with it for its next tensors; then it is handed back.
+
+    glibc returns large blocks to the system at once, and a training step, which makes the same tensors as the one
+    before, waits for the system to hand every page out again (docs/decisions/0009). Other C libraries are left as
+    they are.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "gnu_get_libc_version"):
+        yield
+        return
+    assert libc is not None
+    try:
+        for setting, value in _KEPT.items():
+            libc.mallopt(setting, value)
+        yield
+    finally:
+        for setting, value in _RETURNED.items():
+            libc.mallopt(setting, value)
+        libc.malloc_trim(0)

@@ -1,9 +1,11 @@
-"""What is told of this machine: the speed of training, measured when and kept how long."""
+"""What is told of this machine, the speed of training among it, and how its memory is kept."""
 
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,3 +42,39 @@ def test_a_speed_from_a_busy_machine_serves_only_until_it_is_idle(
     assert machine.training_speed(1) == fast
     monkeypatch.setattr(machine, "is_busy", lambda: True)
     assert machine.training_speed(1) == fast
+
+
+_FILL_TWICE = """
+import resource, sys
+from contextlib import nullcontext
+from ract.machine import freed_memory_kept
+
+def resident():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) << 10
+
+with freed_memory_kept() if sys.argv[1] == "kept" else nullcontext():
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(b"x") * SIZE
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    held = resident()
+at_the_end = resident()
+bytearray(b"x") * SIZE
+print(faults * resource.getpagesize() / SIZE, (held - at_the_end) / SIZE, (resident() - at_the_end) / SIZE)
+""".replace("SIZE", str(200 << 20))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept_while_the_block_runs() -> None:
+    def run(how: str) -> list[float]:
+        done = subprocess.run([sys.executable, "-c", _FILL_TWICE, how], capture_output=True, text=True, check=True)
+        return [float(share) for share in done.stdout.split()]
+
+    faulted, returned, kept_after = run("plain")
+    assert faulted > 0.9
+    assert abs(returned) < 0.1
+    assert kept_after < 0.1
+    faulted, returned, kept_after = run("kept")
+    assert faulted < 0.1
+    assert returned > 0.9
+    assert kept_after < 0.1

@@ -20,6 +20,7 @@ def main() -> None:
     import torch
 
     from ract.cost import derive_shape
+    from ract.machine import freed_memory_kept
     from ract.model.compact import new_compact_transformer
     from ract.plan.defaults import default_train_spec
     from ract.train.node import TrainingRun
@@ -32,9 +33,10 @@ def main() -> None:
         spec = default_train_spec(tokens=2 * 4096)
         tokens = np.random.default_rng(0).integers(0, shape.vocab_size, 200_000).astype(np.uint16)
         run = TrainingRun(new_compact_transformer(shape, seed=0), spec, NextToken(spec, tokens, None))
-        run.step(0)
-        # The fastest of a few: what the machine can do when nothing else is running.
-        seconds = min(_timed(run.step, step) for step in range(1, 1 + _STEPS))
+        with freed_memory_kept():
+            run.step(0)
+            # The fastest of a few: what the machine can do when nothing else is running.
+            seconds = min(_timed(run.step, step) for step in range(1, 1 + _STEPS))
         each = shape.train_flops_per_token(spec.block_size, spec.batch_tokens, spec.optimizer)
         speeds[str(width)] = each * spec.batch_tokens / seconds
     print(json.dumps(speeds))

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ract.data.example_batches import Batch
 from ract.errors import NonFiniteLoss
+from ract.machine import freed_memory_kept
 from ract.plan.graph import TrainSpec
 from ract.train.device import autocast_dtype, prefers_plain_attention, use_plain_attention
 from ract.train.dropout import draws_at_random, residual_dropout
@@ -98,8 +99,14 @@ class TrainingRun:
     def run(self) -> Outcome:
         """Train to the end (or to an early stop), from the newest checkpoint if there is one."""
         self._resume()
-        if self.spec.teacher_tokens and self.teachers.models:
-            self._keep_what_teachers_say()
+        with freed_memory_kept():
+            if self.spec.teacher_tokens and self.teachers.models:
+                self._keep_what_teachers_say()
+            self._steps()
+        self._keep_what_is_best()
+        return Outcome(self.progress, self.progress.step * self.spec.batch_tokens)
+
+    def _steps(self) -> None:
         self.model.train()
         saved, started, before = time.monotonic(), time.monotonic(), self.progress.seconds
         while self.progress.step < self.spec.steps and not self.progress.stopped_early:
@@ -114,8 +121,6 @@ class TrainingRun:
                 saved = time.monotonic()
             if self.report and self.accelerator.is_main_process:
                 self.report("train", self.progress.step * self.spec.batch_tokens, self.spec.tokens)
-        self._keep_what_is_best()
-        return Outcome(self.progress, self.progress.step * self.spec.batch_tokens)
 
     def step(self, step: int) -> float:
         """One optimizer step; the mean training loss in nats per token."""
