@@ -138,8 +138,8 @@ class EncoderDecoderShape(Costs):
 
     def activation_bytes(self, tokens: int) -> float:
         """Bytes of activations and logits that a training pass over *tokens* padded tokens keeps."""
-        width = 26 * self.hidden_size + 4 * self.intermediate_size
-        return self.members * tokens * (self.num_hidden_layers * width * _KEPT + self.vocab_size * 7.0)
+        width = 40 * self.hidden_size + 4 * self.intermediate_size  # measured: dropout and its masks are part of it
+        return self.members * tokens * (self.num_hidden_layers * width * _KEPT + self.vocab_size * 14.0)
 
     def stacked(self, copies: int) -> EncoderDecoderShape:
         """The shape of *copies* such models stacked in depth, on both sides."""
