@@ -1,24 +1,17 @@
-"""``docs/recipes.md`` and its Chinese twin, from the JSON files of ``benchmarks/recipes.py`` and nothing else."""
+"""The tables of ``docs/recipes.md`` and its Chinese twin, from the JSON files of ``benchmarks/recipes.py`` alone."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 from benchmarks.recipe_corpora import BUILT_IN
 from benchmarks.recipe_records import processor_seconds
-from benchmarks.recipe_scaling import check_rows, scaling_rows
-from benchmarks.recipe_texts import HEAD, NANOGPT_CHINESE, WHEN, WORDS
+from benchmarks.recipe_texts import HEADINGS_CHINESE, WORDS
 from benchmarks.recipe_trees import Recipe, recipe_named
-from ract.checkpoint.directory import write_text
-from ract.errors import BadInput
 from ract.plan.quantities import show_count, show_time
 
-PAGES = {"en": "recipes.md", "zh": "recipes.zh-CN.md"}
 # What control 1 (a single model of the recipe's own final size) and control 2 (the best of any size) ask of ours:
 # the relative difference of the test loss, by setting.
 TARGETS = {"compute": (-0.03, 0.0), "data": (-0.04, -0.02)}
@@ -27,50 +20,13 @@ _DEPTHS = (
     ("compute", ("merge", "merge-stack")),
     ("data", ("ensemble", "ensemble-distil", "students", "distil-twice")),
 )
+NOTHING = "–"
 Results = Mapping[str, Any]
 
 
-def write_docs(results: Path, folder: Path) -> None:
-    """Write the pages and their figures into *folder*, from ``recipes*.json`` in *results*. Raises BadInput if none."""
-    from benchmarks.recipe_figures import draw
-
-    sets = read_sets(results)
-    for language, page in PAGES.items():
-        write_text(folder / page, page_text(sets, language, nanogpt_of(results)))
-    draw(sets, folder / "figures")
-
-
-def read_sets(folder: Path) -> list[Results]:
-    """The results in *folder*, one set for each scale. Raises BadInput where there are none."""
-    files = sorted(folder.glob("recipes*.json"))
-    if not files:
-        raise BadInput(f"{folder} holds no recipes.json", "Run python -m benchmarks.recipes first")
-    return sorted((json.loads(f.read_text(encoding="utf-8")) for f in files), key=lambda one: one["scale"])
-
-
-def nanogpt_of(folder: Path) -> Results | None:
-    """The comparison with nanoGPT, where it was made."""
-    file = folder / "nanogpt.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def page_text(sets: Sequence[Results], language: str, nanogpt: Results | None = None) -> str:
-    """The whole page in *language* ("en" or "zh")."""
-    from benchmarks.recipe_figures import SCALING, figure_names
-
-    parts = [HEAD[language], WHEN[language]]
-    for found in sets:
-        heading = f" ({WORDS['scale'][language].format(scale=found['scale'])})" if len(sets) > 1 else ""
-        parts.append(tables(found, language, heading))
-    figures = [_picture(name) for name in figure_names(sets) if name != SCALING]
-    parts += [f"{WORDS['figures_text'][language]}\n", *figures] if figures else []
-    parts += [_scaling(sets, language), _nanogpt(nanogpt, language) if nanogpt else ""]
-    return "\n".join(part for part in parts if part)
-
-
 def tables(found: Results, language: str, heading: str = "") -> str:
-    """All tables of one set of results as Markdown."""
-    sections = [_short(found, language, heading)]
+    """All tables of one set of results as Markdown, but the short one."""
+    sections = []
     for setting in ("compute", "data"):
         cells = {name: one for name, one in found["cells"].items() if one["setting"] == setting}
         if cells:
@@ -86,16 +42,17 @@ def beside_published(records: Sequence[Results], before: Mapping[str, Results]) 
     for record in records:
         here = record["losses"]["final"]["test"]["nats_per_token"]
         seconds = show_time(processor_seconds(record))
-        row = [record["name"], f"{here:.4f}", "–", "–", record["device"], "–", seconds]
+        row = [record["name"], f"{here:.4f}", NOTHING, NOTHING, record["device"], NOTHING, seconds]
         known = before.get(record["name"])
         if known is not None and known["plan"] == record["plan"]:
             there = known["losses"]["final"]["test"]["nats_per_token"]
             row[2:6] = [f"{there:.4f}", f"{here / there - 1:+.2%}", record["device"], known["device"]]
         rows.append(row)
-    return _table(["run", "test", "published", "difference", "device", "published on", "one worker"], rows)
+    return table(["run", "test", "published", "difference", "device", "published on", "one worker"], rows)
 
 
-def _short(found: Results, language: str, heading: str) -> str:
+def short(found: Results, language: str, heading: str = "") -> str:
+    """The table that holds our best beside both controls, and what was asked for."""
     rows = []
     for name, one in found["cells"].items():
         ours = {r: v for r, v in one["recipes"].items() if "@" not in r and recipe_named(r).ours}
@@ -112,7 +69,7 @@ def _short(found: Results, language: str, heading: str) -> str:
                 row += [control, _difference(against), _verdict(against, target, language)]
             rows.append(row)
     head = ["cell", "ours", "control 1", "against it", "target", "control 2", "against it", "target"]
-    return _section("short", "short_text", _table(head, rows), language, heading) if rows else ""
+    return section("short", "short_text", table(head, rows, language), language, heading) if rows else ""
 
 
 def control_one(recipes: Mapping[str, Results], name: str) -> str:
@@ -123,7 +80,7 @@ def control_one(recipes: Mapping[str, Results], name: str) -> str:
 
 def _verdict(against: Results | None, target: float, language: str) -> str:
     if against is None:
-        return "–"
+        return NOTHING
     met = against["difference"] <= target
     words = WORDS["met" if met else "missed"][language]
     if against["low"] <= target <= against["high"]:
@@ -151,20 +108,17 @@ def _cell(name: str, one: Results, language: str, scale: float) -> str:
                 *(_difference(values["against"].get(control)) for control in ("single", "best-single", "child-alone")),
                 show_count(values["flops"]),
                 *(_time(values, workers) for workers in ("1", "4")),
-                f"`{_command(name, recipe, values, scale)}`",
             ]
         )
     head = ["recipe", "what", "parameters", "test", "bits a byte", "seeds", "against single", "against best-single"]
-    head += ["against child-alone", "FLOPs", "one worker", "four workers", "command"]
-    return f"{text}\n\n{_table(head, rows)}"
+    head += ["against child-alone", "FLOPs", "one worker", "four workers"]
+    return f"{text}\n\n{table(head, rows, language)}\n{WORDS['again'][language]} `{_command(name, scale)}`\n"
 
 
-def _command(cell: str, recipe: str, values: Results, scale: float) -> str:
+def _command(cell: str, scale: float) -> str:
     data = "" if cell.startswith(BUILT_IN) else " --data DATA"
     more = "" if scale == 1 else f" --scale {scale:g}"
-    seeds = [str(run["seed"]) for run in values["runs"]]
-    listed = seeds[0] if len(seeds) == 1 else f"{{{','.join(seeds)}}}"
-    return f"python -m benchmarks.recipes{data}{more} --anew --only {cell}/{recipe}/{listed}"
+    return f"python -m benchmarks.recipes{data}{more} --anew --only {cell}/RECIPE/SEED"
 
 
 def _depth(found: Results, language: str, heading: str) -> str:
@@ -181,7 +135,7 @@ def _depth(found: Results, language: str, heading: str) -> str:
                 parameters = f"{values['parameters'] / 1e6:.2f} M"
                 rows.append([name, recipe, parameters, _mean(values["test"]), f"{change:+.1%}", _seeds(values)])
     head = ["cell", "recipe", "parameters", "test", "relative", "seeds"]
-    return _section("depth", "depth_text", _table(head, rows), language, heading) if rows else ""
+    return section("depth", "depth_text", table(head, rows, language), language, heading) if rows else ""
 
 
 def _kept(found: Results, language: str, heading: str) -> str:
@@ -193,7 +147,7 @@ def _kept(found: Results, language: str, heading: str) -> str:
             f"{values['teacher_test']:.3f}",
             _mean(values["test"]),
             f"{values['gain_kept']:.0%}",
-            f"{values['gain_kept_over_child_alone']:.0%}" if "gain_kept_over_child_alone" in values else "–",
+            f"{values['gain_kept_over_child_alone']:.0%}" if "gain_kept_over_child_alone" in values else NOTHING,
             _seeds(values),
         ]
         for name, one in found["cells"].items()
@@ -201,7 +155,7 @@ def _kept(found: Results, language: str, heading: str) -> str:
         if "gain_kept" in values
     ]
     head = ["cell", "recipe", "leaf", "ensemble", "student", "kept over leaf", "kept over child alone", "seeds"]
-    return _section("kept", "kept_text", _table(head, rows), language, heading) if rows else ""
+    return section("kept", "kept_text", table(head, rows, language), language, heading) if rows else ""
 
 
 def _same(found: Results, language: str, heading: str) -> str:
@@ -211,10 +165,10 @@ def _same(found: Results, language: str, heading: str) -> str:
             if "flops_share" not in values or recipe.partition("@")[0].startswith("single"):
                 continue
             shares = values.get("time_share")
-            times = [f"{shares[workers]:.0%}" if shares else "–" for workers in ("1", "2", "4", "8")]
+            times = [f"{shares[workers]:.0%}" if shares else NOTHING for workers in ("1", "2", "4", "8")]
             rows.append([name, recipe, f"{values['flops_share']:.0%}", *times, _seeds(values)])
     head = ["cell", "recipe", "FLOPs", "time, 1 worker", "2", "4", "8", "seeds"]
-    return _section("same", "same_text", _table(head, rows), language, heading) if rows else ""
+    return section("same", "same_text", table(head, rows, language), language, heading) if rows else ""
 
 
 def _tuning(found: Results, language: str, heading: str) -> str:
@@ -225,57 +179,19 @@ def _tuning(found: Results, language: str, heading: str) -> str:
         values = ", ".join(f"{key} {one['values'][key]}" for key in searched)
         rows.append([name, one["recipe"], grid, str(len(one["trials"])), show_count(one["flops"]), values])
     head = ["search", "recipe", "grid", "trials", "FLOPs", "chosen"]
-    return _section("tuning", "tuning_text", _table(head, rows), language, heading) if rows else ""
+    return section("tuning", "tuning_text", table(head, rows, language), language, heading) if rows else ""
 
 
-def _scaling(sets: Sequence[Results], language: str) -> str:
-    from benchmarks.recipe_figures import SCALING
-
-    rows = scaling_rows(sets, language)
-    if not rows:
-        return ""
-    table = _table(["x", "from–to", "points", "saving", "95% of the factor"], rows)
-    table += f"\n{_picture(SCALING)}"
-    check = _table(["parameters", "tokens a run", "FLOPs of six runs", "GPU hours"], check_rows())
-    return f"{_section('scaling', 'scaling_text', table, language, '')}\n{WORDS['check_text'][language]}\n\n{check}"
+def section(title: str, text: str, body: str, language: str, heading: str) -> str:
+    """A section of the page; *title* and *text* are keys of the words."""
+    return f"## {WORDS[title][language]}{heading}\n\n{WORDS[text][language]}\n\n{body}"
 
 
-def _nanogpt(found: Results, language: str) -> str:
-    rows = []
-    for one in found["rows"]:
-        losses = one.get("losses", [])
-        spread = f" ± {stdev(losses):.3f}" if len(losses) > 1 else ""
-        loss = f"{one['nats_per_character']:.3f}{spread}"
-        seeds = str(len(losses) or 1)
-        rows.append(
-            [
-                _translated(one["name"], language),
-                f"{one['parameters'] / 1e6:.2f} M",
-                loss,
-                seeds,
-                show_time(one["seconds"]),
-            ]
-        )
-    head = ["what", "parameters", "nats a character", "seeds", "wall clock"]
-    return _section("nanogpt", "nanogpt_text", _table(head, rows), language, "")
-
-
-def _translated(name: str, language: str) -> str:
-    """The *name* of a row beside nanoGPT in *language*; a number of models before it stays as it is."""
-    number = name[: len(name) - len(name.lstrip("0123456789 "))]
-    return number + NANOGPT_CHINESE[name.removeprefix(number)] if language == "zh" else name
-
-
-def _section(title: str, text: str, table: str, language: str, heading: str) -> str:
-    return f"## {WORDS[title][language]}{heading}\n\n{WORDS[text][language]}\n\n{table}"
-
-
-def _picture(name: str) -> str:
-    return f"![{name}](figures/{name}.svg)\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], language: str = "en") -> str:
+    """Markdown, without the columns that say nothing in any row; *head* in English."""
+    kept = [number for number in range(len(head)) if not rows or any(row[number] != NOTHING for row in rows)]
+    named = [head[number] if language == "en" else HEADINGS_CHINESE.get(head[number], head[number]) for number in kept]
+    lines = [named, ["---"] * len(kept), *([row[number] for number in kept] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -288,12 +204,12 @@ def _seeds(values: Results) -> str:
 
 
 def _time(values: Results, workers: str) -> str:
-    return show_time(values["critical_seconds"][workers]) if "critical_seconds" in values else "–"
+    return show_time(values["critical_seconds"][workers]) if "critical_seconds" in values else NOTHING
 
 
 def _difference(against: Results | None) -> str:
     if against is None:
-        return "–"
+        return NOTHING
     return f"{against['difference']:+.1%} [{against['low']:+.1%}, {against['high']:+.1%}]"
 
 

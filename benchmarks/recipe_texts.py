@@ -8,9 +8,22 @@ HEAD = {
 [中文](recipes.zh-CN.md)
 
 Made by `python -m benchmarks.recipes` and written here by `--docs docs`, from the JSON files in `benchmarks/results`.
-The command in the last column makes a row again and prints it beside what is published (`--data` is a folder with
-`lm/<corpus>/{train,valid,test}.txt`; the corpus `stdlib`, this Python's standard library, needs none). Without `--anew`
-what is published counts as done, and only what is missing is made.
+First what follows from the results, then the results, then how they were made.
+""",
+    "zh": """# 哪种配方更好
+
+[English](recipes.md)
+
+由 `python -m benchmarks.recipes` 测得，用 `--docs docs` 由 `benchmarks/results` 中的 JSON 文件写到这里。
+先是由结果得出的建议，然后是结果，最后是怎样测得的。
+""",
+}
+HOW = {
+    "en": """## How the tables were made
+
+The command below a table makes one of its rows again, for one of its seeds, and prints it beside what is published
+(`--data` is a folder with `lm/<corpus>/{train,valid,test}.txt`; the corpus `stdlib`, this Python's standard library,
+needs none). Without `--anew` what is published counts as done, and only what is missing is made.
 
 - **Equal budgets.** All recipes of a table may spend the same FLOPs, counted from the plan: branches, teachers, the
   search for α, healing, and every node left behind on the way. Where a single model on little text is better off with
@@ -41,12 +54,9 @@ what is published counts as done, and only what is missing is made.
   ten times the FLOPs; sizes keep their names of scale 1. Values come from a search at that scale where the tuning table
   lists one, else from scale 1.
 """,
-    "zh": """# 哪种配方更好
+    "zh": """## 表格是怎样做成的
 
-[English](recipes.md)
-
-由 `python -m benchmarks.recipes` 测得，用 `--docs docs` 由 `benchmarks/results` 中的 JSON 文件写到这里。
-最后一列的命令把该行重新做一遍，并与已发布的结果并排打印（`--data` 是含有 `lm/<语料>/{train,valid,test}.txt`
+表下的命令把其中一行用其一个种子重新做一遍，并与已发布的结果并排打印（`--data` 是含有 `lm/<语料>/{train,valid,test}.txt`
 的文件夹；语料 `stdlib` 即本机 Python 的标准库，不需要它）。不带 `--anew` 时，已发布的就算做完，只做缺的。
 
 - **预算相同。** 同一张表里的所有配方可以花费相同的 FLOPs，由计划算出：分支、教师、α 的搜索、修复，
@@ -54,9 +64,9 @@ what is published counts as done, and only what is missing is made.
   不计入：训练中测量验证损失的开销。小文本上教师的输出对每个窗口只计算一次，也只计入一次。
 - **compute**：最终大小的单个模型读不到半遍文本，从小模型开始的配方读得更多。
   **data**：一个小子集，预算够单个模型读约二十遍，已过了它过拟合的点（它可以选择少花一些）。
-- **test**：整个测试文本上每个词元的损失（奈特），每次运行结束后只读一次：各种子的平均值 ± 标准差。
+- **测试损失**：整个测试文本上每个词元的损失（奈特），每次运行结束后只读一次：各种子的平均值 ± 标准差。
   一切选择（α、一次运行中最好的权重、调好的数值、最好单个模型的大小）都在验证集上做。
-- **against** 某个对照：相同种子上测试损失的相对差；负数更好。括号内是对测试窗口重采样 2,000 次的配对自助法 95% 区间：
+- **相对**某个对照：相同种子上测试损失的相对差；负数更好。括号内是对测试窗口重采样 2,000 次的配对自助法 95% 区间：
   它说明在同类的其他文本上这个差有多可靠。换种子是另一回事：见标准差。
 - **双方都调过**，网格相同，所用种子不出现在报告的运行中，只要下面的调参表列出了该语料或其类别；
   其余语料用 wikipedia 上找到的数值，包括大小，所以那里“最好的单个模型”是在 wikipedia 上最好的那个。
@@ -65,7 +75,7 @@ what is published counts as done, and only what is missing is made.
   但仅仅舍入造成的变化就和换一个种子差不多。
 - **`--quick`** 在 `stdlib`（本机 Python 的标准库）上跑两个种子。它只是演示，不是证据：在它上面什么都没有调，
   数值是用种子 0 做过试验后手工定的。
-- **one worker、four workers**：所有节点的处理器秒数之和，以及同样的节点时间在四个处理器上的关键路径（列表调度）。
+- **一个处理器、四个处理器**：所有节点的处理器秒数之和，以及同样的节点时间在四个处理器上的关键路径（列表调度）。
   四个处理器的时间是算出来的，不是实际运行的。只有 CPU 上的运行才计时：GPU 由许多运行同时共用。
   同样的运行，秒数曾相差达 60%；wikipedia/compute 的 single 与 ensemble 是并排计时的，其他行在不同的日子测得。
 - **预算 × 10**（如有）：参数为十倍（宽度为 √10 倍）的模型，文本和词元数相同，FLOPs 为十倍；大小仍用规模 1 的名字。
@@ -232,9 +242,51 @@ WORDS: dict[str, dict[str, str]] = {
         "窗口与训练时一样长：128 个字符，最后一行为 256 个字符。"
         "目标：同样的时间内 1.50；一小时内达到 nanoGPT 的 GPU 数字 1.47。",
     },
+    "again": {"en": "Any row again:", "zh": "重做任意一行："},
     "met": {"en": "met", "zh": "达到"},
     "missed": {"en": "missed", "zh": "未达到"},
     "unsure": {"en": "the interval holds the target", "zh": "区间包含目标"},
+}
+# The heads of columns; what is missing is the same in both languages.
+HEADINGS_CHINESE = {
+    "cell": "语料/设定",
+    "ours": "我们的",
+    "control 1": "对照 1",
+    "control 2": "对照 2",
+    "against it": "与之相比",
+    "target": "目标",
+    "recipe": "配方",
+    "what": "说明",
+    "parameters": "参数",
+    "test": "测试损失",
+    "bits a byte": "比特/字节",
+    "seeds": "种子",
+    "against single": "相对 single",
+    "against best-single": "相对 best-single",
+    "against child-alone": "相对 child-alone",
+    "one worker": "一个处理器",
+    "four workers": "四个处理器",
+    "relative": "相对",
+    "leaf": "叶子",
+    "ensemble": "集成",
+    "student": "学生",
+    "kept over leaf": "保留（相对叶子）",
+    "kept over child alone": "保留（相对 child alone）",
+    "time, 1 worker": "时间，1 个处理器",
+    "search": "搜索",
+    "grid": "网格",
+    "trials": "试验次数",
+    "chosen": "选中",
+    "x": "自变量",
+    "from–to": "范围",
+    "points": "点数",
+    "saving": "节省",
+    "95% of the factor": "系数的 95% 区间",
+    "tokens a run": "每次运行的词元",
+    "FLOPs of six runs": "六次运行的 FLOPs",
+    "GPU hours": "GPU 小时",
+    "nats a character": "奈特/字符",
+    "wall clock": "用时",
 }
 # The rows beside nanoGPT, by the names that their results have.
 NANOGPT_CHINESE = {

@@ -84,10 +84,10 @@ def main() -> int:
 
 
 def _carry_out(options: argparse.Namespace) -> int:
-    from benchmarks import recipe_results, recipe_schedule, recipe_tables, recipe_tuning
+    from benchmarks import recipe_pages, recipe_results, recipe_schedule, recipe_tables, recipe_tuning
 
     if options.docs:
-        recipe_tables.write_docs(options.out.parent if options.out else RESULTS.parent, options.docs)
+        recipe_pages.write_docs(options.out.parent if options.out else RESULTS.parent, options.docs)
         return 0
     if options.nanogpt:
         from benchmarks import recipe_nanogpt
@@ -132,7 +132,7 @@ def _carry_out(options: argparse.Namespace) -> int:
         recipe_records.publish([record for _, record in records], recipe_records.folder_of(options.scale))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(recipe_tables.tables(found, "en"))
+    print(recipe_tables.short(found, "en"), recipe_tables.tables(found, "en"), sep="\n")
     return 1 if failed else 0
 
 

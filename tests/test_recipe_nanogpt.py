@@ -19,7 +19,7 @@ from benchmarks.recipe_nanogpt import (
     run_nanogpt,
     side_by_side,
 )
-from benchmarks.recipe_tables import _translated
+from benchmarks.recipe_pages import _translated
 from benchmarks.recipe_trees import Values
 from ract.errors import BadInput, RactError
 from tests.plans import write_text_corpus

@@ -15,10 +15,11 @@ import pytest
 from benchmarks.recipe_figures import draw, figure_names
 from benchmarks.recipe_matrix import spec_named
 from benchmarks.recipe_measure import window_losses
+from benchmarks.recipe_pages import PAGES, nanogpt_of, page_text, read_sets
 from benchmarks.recipe_results import flops_for, makespan, mean_and_spread, paired_bootstrap
 from benchmarks.recipe_results import results as judge
 from benchmarks.recipe_scaling import fit, fits, scaling_points
-from benchmarks.recipe_tables import PAGES, nanogpt_of, page_text, read_sets, tables
+from benchmarks.recipe_tables import short, tables
 from benchmarks.recipes import RESULTS, _parser, _place
 from ract.cost import derive_shape
 from ract.data.corpus import CorpusSpec
@@ -122,7 +123,7 @@ def test_what_an_accelerator_made_has_losses_and_no_times() -> None:
     assert both["test"]["mean"] == pytest.approx(3.5)
     found = judge([(spec, there)], {})
     line = next(line for line in tables({**found, "scale": 1.0}, "en").splitlines() if line.startswith("| single |"))
-    assert "| – | – | `python -m" in line and "a large card" in tables({**found, "scale": 1.0}, "en")
+    assert "s |" not in line and "a large card" in tables({**found, "scale": 1.0}, "en")
 
 
 def record(seed: int) -> dict[str, Any]:
@@ -214,11 +215,20 @@ def test_every_row_names_seeds_spread_cost_and_command(results: dict[str, Any]) 
     line = next(line for line in text.splitlines() if line.startswith("| ensemble-distil |"))
     for said in ("2.8500 ± 0.0707", "0, 1", "-5.0% [-6.0%, -4.5%]", "1T", "60 s", "30 s"):
         assert said in line, said
-    assert "`python -m benchmarks.recipes --data DATA --anew --only mine/data/ensemble-distil/{0,1}`" in line
+    [command] = [line for line in text.splitlines() if line.startswith("Any row again:")]
+    assert command == "Any row again: `python -m benchmarks.recipes --data DATA --anew --only mine/data/RECIPE/SEED`"
+
+
+def test_columns_that_say_nothing_are_left_out_and_heads_are_translated(results: dict[str, Any]) -> None:
+    assert "| against single | against best-single | against child-alone |" in tables(results, "en")
+    assert "| 相对 single | 相对 best-single | 相对 child-alone |" in tables(results, "zh")
+    for one in results["cells"]["mine/data"]["recipes"].values():
+        one["against"].pop("child-alone", None)
+    assert "| against single | against best-single | FLOPs |" in tables(results, "en")
 
 
 def test_targets_are_judged_from_the_interval(results: dict[str, Any]) -> None:
-    text = tables(results, "en")
+    text = short(results, "en") + tables(results, "en")
     line = next(line for line in text.splitlines() if line.startswith("| mine/data | ensemble-distil | child-alone |"))
     assert "| -8.0% [-9.0%, -7.0%] | ≤ -4%: met |" in line  # against a single model of the student's own size
     assert "≤ -2%: missed (the interval holds the target)" in line
@@ -228,7 +238,7 @@ def test_targets_are_judged_from_the_interval(results: dict[str, Any]) -> None:
 def test_the_best_of_the_given_size_stands_beside_the_best(results: dict[str, Any]) -> None:
     against = {"single": {"seeds": [0, 1], "difference": -0.02, "low": -0.025, "high": -0.015}}
     results["cells"]["mine/data"]["recipes"]["stack"] = recipe([3.0, 3.1], against=against)
-    rows = [line for line in tables(results, "en").splitlines() if line.startswith("| mine/data | ")][:2]
+    rows = [line for line in short(results, "en").splitlines() if line.startswith("| mine/data | ")]
     assert rows[0].startswith("| mine/data | ensemble-distil | child-alone |")
     assert rows[1].startswith("| mine/data | stack | single | -2.0% [-2.5%, -1.5%] | ≤ -4%: missed | best-single | – |")
 
