@@ -162,7 +162,7 @@ def _facts(row: str, runs: list[dict[str, Any]], chinese: bool) -> str:
     command = f"`python -m benchmarks.applications --data FOLDER --rows {row}`"
     size = f"{runs[0]['nodes'][runs[0]['final']]['parameters'] / 1e6:.1f} M"
     work = f"{statistics.fmean(_work(run) for run in runs) / 1e12:.0f} TFLOP"
-    made = ", ".join(sorted({run["device"] for run in runs}))
+    made = ", ".join(sorted({device for run in runs for device in run["devices"]}))
     if chinese:
         cost = f"连同对照每个种子 {work}，两个空闲核心上约 {ROWS[row].minutes} 分钟。机器：{made}。"
         return f"{command}。最终节点 {size} 参数；{cost}"

@@ -42,7 +42,6 @@ def build(row: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     """Build one row with one seed (or open what is built) and read what it came to."""
     import ract
     from ract.checkpoint.lineage import read_lineage
-    from ract.train.device import device_name
 
     folder = work / f"{row}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,11 +50,13 @@ def build(row: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     begin = time.monotonic()
     run = ract.build(plan, folder)
     seconds = time.monotonic() - begin
-    nodes = {}
+    nodes, devices = {}, set()
     shown = run.graph.final if ROWS[row].credit else ""
     for node in run.graph:
         lineage = read_lineage(run.directories[node.name])
         assert lineage is not None
+        if lineage.cost.tokens:
+            devices.add(lineage.cost.device)
         nodes[node.name] = {
             "method": node.method,
             "domain": node.train.domain if node.train else "",
@@ -69,7 +70,7 @@ def build(row: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     references = folder / "references.json"
     return {
         "seed": seed,
-        "device": device_name(),
+        "devices": sorted(devices),
         "task": run.plan.data.task,
         "final": run.graph.final,
         "baseline": run.graph.baseline,

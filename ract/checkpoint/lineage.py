@@ -32,11 +32,12 @@ class Parent(Strict):
 
 
 class Cost(Strict):
-    """What a node cost by itself (*tokens*, *flops*, *seconds*) and with everything below it (*total_flops*)."""
+    """What a node cost by itself (*tokens*, *flops*, *seconds* on *device*) and with all below it (*total_flops*)."""
 
     tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    device: str = ""
     total_flops: float = 0.0
 
 

@@ -17,6 +17,7 @@ from ract.data.tokenizer import copy_tokenizer
 from ract.data.tokens import Corpus
 from ract.locks import held
 from ract.plan.graph import LEARN_BATCH_TOKENS, LEARN_STEPS, WEIGHTS_BLOCK
+from ract.train.device import device_name
 from ract.tree.data import open_data
 from ract.tree.job import Job, made_from
 from ract.tree.measure import measure
@@ -51,7 +52,11 @@ def make(job: Job, report: Report) -> Path:
         below = job.total_flops - job.own_flops
         measured = measure(staging, job, data)
         cost = lineage.cost.model_copy(
-            update={"seconds": time.monotonic() - started, "total_flops": below + lineage.cost.flops}
+            update={
+                "seconds": time.monotonic() - started,
+                "device": device_name(),
+                "total_flops": below + lineage.cost.flops,
+            }
         )
         if job.node.train is not None:  # a run that was resumed counts the seconds before the kill too
             cost = cost.model_copy(update={"seconds": lineage.cost.seconds})
