@@ -49,7 +49,8 @@ needs none). Without `--anew` what is published counts as done, and only what is
 - **one worker, four workers**: the sum of the processor seconds of all nodes, and the critical path of the same
   measured node times on four processors (list scheduling). The four are computed, not run. Only runs on a CPU are
   timed: many at a time share a GPU. Equal runs have differed by up to 60% in their seconds; the single model and the
-  ensemble of wikipedia/compute were timed side by side, other rows on several days.
+  ensemble of wikipedia/compute were timed side by side, other rows on several days. All were timed before training
+  kept the memory that a step frees (decision 0009): a run made now is faster, the smallest models most.
 - **budget × 10**, where it stands: models of ten times the parameters (wider by √10) on the same texts and tokens, with
   ten times the FLOPs; sizes keep their names of scale 1. Values come from a search at that scale where the tuning table
   lists one, else from scale 1.
@@ -78,6 +79,7 @@ needs none). Without `--anew` what is published counts as done, and only what is
 - **一个处理器、四个处理器**：所有节点的处理器秒数之和，以及同样的节点时间在四个处理器上的关键路径（列表调度）。
   四个处理器的时间是算出来的，不是实际运行的。只有 CPU 上的运行才计时：GPU 由许多运行同时共用。
   同样的运行，秒数曾相差达 60%；wikipedia/compute 的 single 与 ensemble 是并排计时的，其他行在不同的日子测得。
+  计时都早于“训练保留每步释放的内存”（决策 0009）：现在做会更快，最小的模型快得最多。
 - **预算 × 10**（如有）：参数为十倍（宽度为 √10 倍）的模型，文本和词元数相同，FLOPs 为十倍；大小仍用规模 1 的名字。
   数值来自该规模上的搜索（若调参表中列出），否则用规模 1 的。
 """,
