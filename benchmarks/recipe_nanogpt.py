@@ -104,7 +104,8 @@ def side_by_side(checkout: Path, data: Path | None, work: Path, results: Path, *
             runs.append(_ours(contender, made[contender.name]["fraction"], files, folder, seed))
             print(json.dumps({"name": contender.name, "seed": seed, **runs[-1]}), file=sys.stderr, flush=True)
             keep(contender.name, "runs", runs)
-    rows = [{"name": name, **_joined(one["runs"])} for name, one in made.items() if "runs" in one]
+    names = [THEIRS, *(contender.name for contender in (*CONTENDERS, LONGER))]
+    rows = [{"name": name, **_joined(made[name]["runs"])} for name in names if "runs" in made.get(name, {})]
     write_text(results / "nanogpt.json", json.dumps({"rows": rows}, indent=1) + "\n")
     return 0
 
