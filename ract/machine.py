@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -91,22 +91,22 @@ def peak_memory_bytes() -> int | None:
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept() -> Iterator[Callable[[], None]]:
     """While the block runs, memory that this process frees stays with it for its next tensors; then it is handed back.
 
     glibc returns large blocks to the system at once, and a training step, which makes the same tensors as the one
     before, waits for the system to hand every page out again (docs/decisions/0009). Other C libraries are left as
-    they are.
+    they are. The block is given a function that hands back what is free at the moment.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "gnu_get_libc_version"):
-        yield
+        yield lambda: None
         return
     assert libc is not None
     try:
         for setting, value in _KEPT.items():
             libc.mallopt(setting, value)
-        yield
+        yield lambda: libc.malloc_trim(0)
     finally:
         for setting, value in _RETURNED.items():
             libc.mallopt(setting, value)

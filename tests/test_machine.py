@@ -52,15 +52,20 @@ from ract.machine import freed_memory_kept
 def resident():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) << 10
 
-with freed_memory_kept() if sys.argv[1] == "kept" else nullcontext():
+with freed_memory_kept() if sys.argv[1] == "kept" else nullcontext(lambda: None) as hand_back:
     for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         bytearray(b"x") * SIZE
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     held = resident()
+    hand_back()
+    handed_back = held - resident()
+    bytearray(b"x") * SIZE
+    held = resident()
 at_the_end = resident()
 bytearray(b"x") * SIZE
-print(faults * resource.getpagesize() / SIZE, (held - at_the_end) / SIZE, (resident() - at_the_end) / SIZE)
+kept_after = resident() - at_the_end
+print(faults * resource.getpagesize() / SIZE, handed_back / SIZE, (held - at_the_end) / SIZE, kept_after / SIZE)
 """.replace("SIZE", str(200 << 20))
 
 
@@ -70,11 +75,13 @@ def test_freed_memory_is_kept_while_the_block_runs() -> None:
         done = subprocess.run([sys.executable, "-c", _FILL_TWICE, how], capture_output=True, text=True, check=True)
         return [float(share) for share in done.stdout.split()]
 
-    faulted, returned, kept_after = run("plain")
+    faulted, handed_back, returned, kept_after = run("plain")
     assert faulted > 0.9
+    assert abs(handed_back) < 0.1
     assert abs(returned) < 0.1
     assert kept_after < 0.1
-    faulted, returned, kept_after = run("kept")
+    faulted, handed_back, returned, kept_after = run("kept")
     assert faulted < 0.1
+    assert handed_back > 0.9
     assert returned > 0.9
     assert kept_after < 0.1

@@ -33,6 +33,8 @@ from ract.train.state import Progress, load_checkpoint, save_checkpoint
 from ract.train.threads import ThreadedPass, parts_of
 
 Report = Callable[[str, int, int], None]
+# Tensors of many sizes leave holes that the next ones do not fit: memory kept for longer only grows.
+_STEPS_WITH_FREED_MEMORY = 16
 
 
 @dataclass(frozen=True)
@@ -99,20 +101,22 @@ class TrainingRun:
     def run(self) -> Outcome:
         """Train to the end (or to an early stop), from the newest checkpoint if there is one."""
         self._resume()
-        with freed_memory_kept():
+        with freed_memory_kept() as hand_back:
             if self.spec.teacher_tokens and self.teachers.models:
                 self._keep_what_teachers_say()
-            self._steps()
+            self._steps(hand_back)
         self._keep_what_is_best()
         return Outcome(self.progress, self.progress.step * self.spec.batch_tokens)
 
-    def _steps(self) -> None:
+    def _steps(self, hand_back: Callable[[], None]) -> None:
         self.model.train()
         saved, started, before = time.monotonic(), time.monotonic(), self.progress.seconds
         while self.progress.step < self.spec.steps and not self.progress.stopped_early:
             with residual_dropout(self.plain, self.spec.dropout):
                 loss = self.step(self.progress.step)
             self.progress.step += 1
+            if not self.objective.one_shape and self.progress.step % _STEPS_WITH_FREED_MEMORY == 0:
+                hand_back()
             self.progress.seconds = before + time.monotonic() - started
             if self.progress.step % self._interval() == 0 or self.progress.step == self.spec.steps:
                 self._evaluate(loss)
