@@ -19,6 +19,8 @@ PROCESS_BYTES = 450_000_000
 # What the allocator holds for every byte of activations in use: holes between tensors, and what waits for the next step
 # (measured: 1.4 to 2, more for models that need little in all).
 _ALLOCATOR = 1.7
+# What oneDNN keeps for batches of every new length: a thousand prepared products (measured: 0.5 to 0.7 GB).
+MANY_LENGTHS_BYTES = 600_000_000
 _NEWTON_SCHULZ_STEPS = 5
 
 Matrices = Sequence[tuple[int, int, int]]
@@ -27,6 +29,9 @@ Matrices = Sequence[tuple[int, int, int]]
 @dataclass(frozen=True)
 class Costs:
     """A model's dimensions, from which everything it costs is counted. *members* > 1 is an ensemble of equal models."""
+
+    # Bytes that training holds whatever the size of the model.
+    process_bytes = PROCESS_BYTES
 
     @property
     def parameters(self) -> int:
@@ -74,7 +79,7 @@ class Costs:
         states = 4.0 * self.parameters if optimizer == "muon" else 8.0 * self.parameters
         states += 4.0 * self.table_parameters if optimizer == "muon" else 0.0
         weights = self.parameters * (4 + 4 + 2 + (4 if ema else 0)) + states
-        return PROCESS_BYTES + weights + _ALLOCATOR * self.activation_bytes(micro_batch_tokens)
+        return self.process_bytes + weights + _ALLOCATOR * self.activation_bytes(micro_batch_tokens)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, for hashing and records."""
