@@ -99,10 +99,9 @@ def freed_memory_kept() -> Iterator[Callable[[], None]]:
     they are. The block is given a function that hands back what is free at the moment.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "gnu_get_libc_version"):
+    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
         yield lambda: None
         return
-    assert libc is not None
     try:
         for setting, value in _KEPT.items():
             libc.mallopt(setting, value)

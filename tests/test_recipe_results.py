@@ -124,6 +124,7 @@ def test_what_an_accelerator_made_has_losses_and_no_times() -> None:
     found = judge([(spec, there)], {})
     line = next(line for line in tables({**found, "scale": 1.0}, "en").splitlines() if line.startswith("| single |"))
     assert "s |" not in line and "a large card" in tables({**found, "scale": 1.0}, "en")
+    assert "one worker" not in tables({**found, "scale": 1.0}, "en")
 
 
 def record(seed: int) -> dict[str, Any]:

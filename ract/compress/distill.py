@@ -30,6 +30,7 @@ from ract.plan.defaults import FINAL_DECAY, TOKENS_PER_PARAMETER, default_epochs
 from ract.plan.graph import ModelSettings, TrainSpec
 from ract.plan.schema import parse_plan
 from ract.plan.shapes import leaf_shape
+from ract.train.device import device_name
 from ract.train.node import Teachers, TrainingRun
 from ract.train.objectives import build_objective
 
@@ -121,7 +122,13 @@ class Teacher:
         each = shape.train_flops_per_token(spec.block_size, spec.batch_tokens, spec.optimizer)
         each += 2 * teacher.num_parameters()  # its forward pass, by the usual estimate
         flops = each * outcome.tokens
-        return Cost(tokens=outcome.tokens, flops=flops, seconds=outcome.progress.seconds, total_flops=flops)
+        return Cost(
+            tokens=outcome.tokens,
+            flops=flops,
+            seconds=outcome.progress.seconds,
+            device=device_name(),
+            total_flops=flops,
+        )
 
     def _spec(self, model: PreTrainedModel, stage: str) -> TrainSpec:
         objective = _OBJECTIVES[self.source.kind]

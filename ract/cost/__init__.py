@@ -1,6 +1,6 @@
 """What a model costs, from its shape alone: parameters, FLOPs, bytes, memory. Needs neither torch nor transformers."""
 
-from ract.cost.base import BYTES_PER_PARAMETER, Costs, machine_memory_bytes
+from ract.cost.base import BYTES_PER_PARAMETER, MANY_LENGTHS_BYTES, Costs, machine_memory_bytes
 from ract.cost.decoder import Shape, derive_shape, shape_for_parameters
 from ract.cost.encoder import (
     MASKED_SHARE,
@@ -15,6 +15,7 @@ AnyShape = Shape | EncoderShape | EncoderDecoderShape | CheckpointShape
 
 __all__ = [
     "BYTES_PER_PARAMETER",
+    "MANY_LENGTHS_BYTES",
     "MASKED_SHARE",
     "AnyShape",
     "CheckpointShape",

@@ -30,9 +30,6 @@ Matrices = Sequence[tuple[int, int, int]]
 class Costs:
     """A model's dimensions, from which everything it costs is counted. *members* > 1 is an ensemble of equal models."""
 
-    # Bytes that training holds whatever the size of the model.
-    process_bytes = PROCESS_BYTES
-
     @property
     def parameters(self) -> int:
         """Parameters of the whole model, tied ones counted once."""
@@ -79,7 +76,7 @@ class Costs:
         states = 4.0 * self.parameters if optimizer == "muon" else 8.0 * self.parameters
         states += 4.0 * self.table_parameters if optimizer == "muon" else 0.0
         weights = self.parameters * (4 + 4 + 2 + (4 if ema else 0)) + states
-        return self.process_bytes + weights + _ALLOCATOR * self.activation_bytes(micro_batch_tokens)
+        return PROCESS_BYTES + weights + _ALLOCATOR * self.activation_bytes(micro_batch_tokens)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, for hashing and records."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ract.cost.base import MANY_LENGTHS_BYTES, PROCESS_BYTES, Costs, Matrices
+from ract.cost.base import Costs, Matrices
 
 _HEAD_DIM = 32
 # Bytes that autograd keeps for each element it meets in a block, measured on the decoder (see its activations).
@@ -18,8 +18,6 @@ class EncoderShape(Costs):
 
     With *num_labels* it classifies; without it carries the masked-language-model head (its output embedding is tied).
     """
-
-    process_bytes = PROCESS_BYTES + MANY_LENGTHS_BYTES
 
     vocab_size: int
     hidden_size: int
@@ -92,8 +90,6 @@ class EncoderDecoderShape(Costs):
     the head, fixed sinusoidal positions.
     """
 
-    process_bytes = PROCESS_BYTES + MANY_LENGTHS_BYTES
-
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
@@ -161,8 +157,6 @@ class CheckpointShape(Costs):
     *tables* are the parameters of its embeddings (and positions), *head* those of the output matrix that every token
     goes through (0 where there is none), *block* the matrices of one block as (how many, rows, columns).
     """
-
-    process_bytes = PROCESS_BYTES + MANY_LENGTHS_BYTES
 
     architecture: str
     vocab_size: int

@@ -76,7 +76,7 @@ def default_epochs(objective: str, share: str, *, fine_tuning: bool) -> float:
 
 def whole_steps(spec: TrainSpec) -> TrainSpec:
     """Batches of whole windows, micro-batches that divide them, at least one step. Examples need no windows."""
-    if spec.objective in ("next-token", "masked"):
+    if spec.reads_windows:
         windows = max(1, round(spec.batch_tokens / spec.block_size))
         micro = max(1, min(windows, spec.micro_batch_tokens // spec.block_size))
         micro = next(m for m in range(micro, 0, -1) if windows % m == 0)

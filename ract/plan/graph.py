@@ -97,6 +97,11 @@ class TrainSpec:
         """Optimizer steps of the run."""
         return self.tokens // self.batch_tokens
 
+    @property
+    def reads_windows(self) -> bool:
+        """Whether batches are windows of *block_size* tokens, all of one length, and not examples of any length."""
+        return self.objective in ("next-token", "masked")
+
     def content(self) -> dict[str, Any]:
         """Every value, without those that leave the run as it was before they were known: nodes keep their names."""
         return {key: value for key, value in asdict(self).items() if value or key not in _NEUTRAL_AT_ZERO}

@@ -31,7 +31,7 @@ def parts_of(spec: TrainSpec) -> int:
     threads = torch.get_num_threads()
     if spec.micro_batch_tokens < spec.batch_tokens:
         return 1
-    if spec.objective in ("next-token", "masked"):
+    if spec.reads_windows:
         return math.gcd(threads, spec.batch_tokens // spec.block_size)
     return threads
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from ract.checkpoint.directory import write_text
-from ract.cost import machine_memory_bytes
+from ract.cost import MANY_LENGTHS_BYTES, machine_memory_bytes
 from ract.errors import BadInput
 from ract.machine import cache_folder, calm_environment, fingerprint, is_busy, processors
 from ract.plan.graph import Graph, Node, kept_bytes
@@ -23,6 +23,7 @@ def memory_of(graph: Graph, node: Node) -> float:
     bytes_needed = node.shape.training_memory_bytes(
         spec.micro_batch_tokens, spec.block_size, ema=spec.ema > 0, optimizer=spec.optimizer
     )
+    bytes_needed += 0.0 if spec.reads_windows else MANY_LENGTHS_BYTES
     kept = 4.0 * node.shape.parameters if spec.patience else 0.0
     kept += kept_bytes(spec.teacher_tokens, getattr(node.shape, "num_labels", 0) or node.shape.vocab_size)
     return bytes_needed + kept + sum(graph[t].shape.size_bytes("fp32") for t in node.teachers)
