@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ract.errors import NonFiniteLoss
 from ract.machine import freed_memory_kept
 from ract.plan.graph import TrainSpec
 from ract.train.device import autocast_dtype, prefers_plain_attention, use_plain_attention
-from ract.train.dropout import draws_at_random, residual_dropout
+from ract.train.dropout import DrawnDropout, draws_at_random, residual_dropout
 from ract.train.kept import KeptAnswers
 from ract.train.losses import distillation_loss, squared_norm, teachers_mixture
 from ract.train.objective import Objective
@@ -131,10 +131,8 @@ class TrainingRun:
         spec = self.spec
         lr = spec.lr * wsd_multiplier(step, spec.steps, spec.warmup, spec.decay)
         set_lr(self.optimizers, lr)
-        if self.draws:  # dropout: what is drawn follows from the step, so that a resumed run draws the same
-            rank, world = self.accelerator.process_index, self.accelerator.num_processes
-            torch.manual_seed(((spec.order_seed << 32) ^ (step * world + rank + 1)) % (1 << 63))
-        total = self._gradients(step) if self._threaded is None else self._threaded(self.objective, step)
+        with self._drawing(step) if self.draws else nullcontext():
+            total = self._gradients(step) if self._threaded is None else self._threaded(self.objective, step)
         norm = torch.nn.utils.clip_grad_norm_(self.plain.parameters(), spec.grad_clip or math.inf)
         if not math.isfinite(total) or not torch.isfinite(norm):
             raise NonFiniteLoss(
@@ -147,6 +145,13 @@ class TrainingRun:
         if self.average is not None:
             self.average.update_parameters(self.plain)
         return total
+
+    def _drawing(self, step: int) -> AbstractContextManager[object]:
+        """What dropout draws in *step* follows from the step, so that a resumed run draws the same."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        seed = ((self.spec.order_seed << 32) ^ (step * world + rank + 1)) % (1 << 63)
+        torch.manual_seed(seed)
+        return DrawnDropout(seed) if self.device.type == "cpu" else nullcontext()
 
     def _gradients(self, step: int) -> float:
         """Make the gradients of step *step*; the mean loss of this process's part."""

@@ -1,0 +1,116 @@
+"""Time of a training step where dropout is on: drawn by torch, drawn by ReAct, and none drawn at all.
+
+The leaf and the single model of a plan of ``benchmarks/applications``, on its own data. What is compared runs in turn
+in one process on the same batches; the median of several rounds is shown.
+
+    python -m benchmarks.dropout_speed --data FOLDER [--row chnsenticorp] [--threads 1 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from benchmarks.applications import plan_text
+from ract.machine import freed_memory_kept
+from ract.plan.derive import build_graph
+from ract.plan.schema import load_plan
+from ract.plan.shapes import model_settings
+from ract.train.node import TrainingRun
+from ract.train.objectives import build_objective
+from ract.tree.build import jobs_of
+from ract.tree.data import open_data, prepare_data, with_vocabulary
+from ract.tree.job import Job, node_directory, node_keys
+from ract.tree.make import make
+from ract.tree.start import starting_model
+
+
+class AsTorchDraws(TrainingRun):
+    """A run in which torch draws."""
+
+    def _drawing(self, step: int) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+class WithoutDropout(TrainingRun):
+    """A run with every dropout turned off: what is left to gain."""
+
+    def _drawing(self, step: int) -> AbstractContextManager[object]:
+        return NoDropout()
+
+
+class NoDropout(TorchFunctionMode):
+    """While it lasts, nothing is dropped."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is F.dropout else func(*args, **(kwargs or {}))
+
+
+def jobs(row: str, data: Path, folder: Path) -> dict[str, Job]:
+    """The first leaf of *row* and its single model, with what they start from made."""
+    (folder / "plan.toml").write_text(plan_text(row, 0, data), encoding="utf-8")
+    plan = load_plan(folder / "plan.toml")
+    prepared = prepare_data(plan, folder)
+    plan = with_vocabulary(plan, prepared.data.vocab_size)
+    graph = build_graph(plan, prepared.size, prepared.origin)
+    keys = node_keys(graph, prepared.data.digest, model_settings(plan))
+    directories = {node.name: node_directory(folder, node.name, keys[node.name]) for node in graph}
+    found = jobs_of(plan, folder, graph, keys, directories, prepared, 1)
+    leaf = next(node for node in graph if node.train is not None)
+    for parent in graph.ancestry(leaf.name) - {leaf.name}:
+        make(found[parent], lambda what, done, total: None)
+    return {name: found[name] for name in (leaf.name, graph.baseline)}
+
+
+def new_run(kind: type[TrainingRun], job: Job) -> TrainingRun:
+    assert job.node.train is not None
+    data = open_data(Path(job.data))
+    run = kind(starting_model(job, data), job.node.train, build_objective(job.node.train, data))
+    run.model.train()
+    return run
+
+
+def step_ms(run: TrainingRun, steps: int) -> float:
+    begin = time.perf_counter()
+    for number in range(steps):  # the same each time: what meets a length first, prepares its products for all
+        run.step(number)
+    return (time.perf_counter() - begin) / steps * 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder with the data sets")
+    parser.add_argument("--row", default="chnsenticorp")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, job in jobs(options.row, options.data, Path(folder)).items():
+            for threads in options.threads:
+                torch.set_num_threads(threads)
+                kinds = {"torch": AsTorchDraws, "ReAct": TrainingRun, "none": WithoutDropout}
+                runs = {kind: new_run(made, job) for kind, made in kinds.items()}
+                times: dict[str, list[float]] = {kind: [] for kind in runs}
+                with freed_memory_kept():
+                    for number in range(-1, options.rounds):
+                        for kind, run in runs.items():
+                            took = step_ms(run, options.steps)
+                            if number >= 0:
+                                times[kind].append(took)
+                found = {kind: statistics.median(took) for kind, took in times.items()}
+                shown = ", ".join(f"{kind} {ms:.0f} ms" for kind, ms in found.items())
+                print(f"{name}, {threads} thread(s): {shown}, {found['torch'] / found['ReAct']:.2f}×", flush=True)
+
+
+if __name__ == "__main__":
+    main()
