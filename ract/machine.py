@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 # A thread of OpenMP that waits for another one spins, and on a busy machine takes from it the processor that it needs:
@@ -56,9 +57,18 @@ def cache_folder() -> Path:
 
 
 def fingerprint(*more: object) -> str:
-    """What tells this machine from others, and *more*, as twelve hexadecimal digits."""
-    known = [platform.node(), platform.processor(), platform.version(), *more]
+    """What tells this machine and the versions of what computes on it from others, and *more*: twelve hex digits."""
+    versions = [_version(package) for package in ("ract", "torch", "onnxruntime")]
+    known = [platform.node(), processor_name(), platform.version(), versions, *more]
     return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
+
+
+def _version(package: str) -> str:
+    """Of an installed package; empty where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def available_memory_bytes() -> int | None:

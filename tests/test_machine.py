@@ -44,6 +44,14 @@ def test_a_speed_from_a_busy_machine_serves_only_until_it_is_idle(
     assert machine.training_speed(1) == fast
 
 
+def test_a_speed_is_measured_again_after_an_update(measured: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, fast = ({"64": speed} for speed in measured)
+    monkeypatch.setattr(machine, "is_busy", lambda: False)
+    assert machine.training_speed(1) == slow
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "99")
+    assert machine.training_speed(1) == fast
+
+
 _FILL_TWICE = """
 import resource, sys
 from contextlib import nullcontext
