@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ract.machine import processor_name
-
-_LONGEST_PLAIN_BLOCK = 512
-_PLAIN_ATTENTION = ("qwen3", "qwen3_moe", "llama", "mixtral", "modernbert", "bert", "marian")
 
 
 def best_device() -> torch.device:
@@ -39,19 +35,3 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bf16" or (precision == "auto" and has_native_bf16(device)):
         return torch.bfloat16
     return None
-
-
-def prefers_plain_attention(device: torch.device, dtype: torch.dtype | None, block_size: int) -> bool:
-    """Whether attention as plain matrix products trains faster than the fused kernel.
-
-    On a CPU in bf16 the fused kernel's backward pass is slower than in fp32 (torch 2.13), and plain products win by
-    10–20% of a whole step; from long windows on, their score matrices (block²) cost more memory than that is worth.
-    """
-    return device.type == "cpu" and dtype is torch.bfloat16 and block_size <= _LONGEST_PLAIN_BLOCK
-
-
-def use_plain_attention(*models: nn.Module) -> None:
-    """A choice for this process only: it is not part of what ``save_pretrained`` writes."""
-    for model in models:
-        if getattr(getattr(model, "config", None), "model_type", "") in _PLAIN_ATTENTION:
-            model.set_attn_implementation("eager")  # type: ignore[operator]

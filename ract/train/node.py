@@ -22,7 +22,8 @@ from ract.data.example_batches import Batch
 from ract.errors import NonFiniteLoss
 from ract.machine import freed_memory_kept
 from ract.plan.graph import TrainSpec
-from ract.train.device import autocast_dtype, prefers_plain_attention, use_plain_attention
+from ract.train.attention import prefers_plain_attention, use_plain_attention
+from ract.train.device import autocast_dtype
 from ract.train.dropout import DrawnDropout, draws_at_random, residual_dropout
 from ract.train.kept import KeptAnswers
 from ract.train.losses import distillation_loss, squared_norm, teachers_mixture

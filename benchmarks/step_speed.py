@@ -1,9 +1,11 @@
-"""Time of a training step where dropout is on: drawn by torch, drawn by ReAct, and none drawn at all.
+"""Time of a training step of a real plan: what ReAct's own dropout and attention save on a CPU.
 
-The leaf and the single model of a plan of ``benchmarks/applications``, on its own data. What is compared runs in turn
-in one process on the same batches; the median of several rounds is shown.
+The leaf and the single model of a plan of ``benchmarks/applications``, on its own data: with torch's dropout and
+``transformers``' attention, with one of them replaced, with both, and with both and nothing dropped. What is compared
+runs in turn in one process on the same batches; shown is the median of several rounds in processor time, which a busy
+machine disturbs little.
 
-    python -m benchmarks.dropout_speed --data FOLDER [--row chnsenticorp] [--threads 1 2]
+    python -m benchmarks.step_speed --data FOLDER [--row chnsenticorp] [--threads 1 2]
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from ract.machine import freed_memory_kept
 from ract.plan.derive import build_graph
 from ract.plan.schema import load_plan
 from ract.plan.shapes import model_settings
+from ract.train.attention import PLAIN
 from ract.train.node import TrainingRun
 from ract.train.objectives import build_objective
 from ract.tree.build import jobs_of
@@ -33,19 +36,13 @@ from ract.tree.job import Job, node_directory, node_keys
 from ract.tree.make import make
 from ract.tree.start import starting_model
 
-
-class AsTorchDraws(TrainingRun):
-    """A run in which torch draws."""
-
-    def _drawing(self, step: int) -> AbstractContextManager[object]:
-        return nullcontext()
-
-
-class WithoutDropout(TrainingRun):
-    """A run with every dropout turned off: what is left to gain."""
-
-    def _drawing(self, step: int) -> AbstractContextManager[object]:
-        return NoDropout()
+KINDS = {
+    "neither": ("torch", "transformers"),
+    "dropout": ("ReAct", "transformers"),
+    "attention": ("torch", "ReAct"),
+    "both": ("ReAct", "ReAct"),
+    "nothing dropped": ("none", "ReAct"),
+}
 
 
 class NoDropout(TorchFunctionMode):
@@ -71,19 +68,30 @@ def jobs(row: str, data: Path, folder: Path) -> dict[str, Job]:
     return {name: found[name] for name in (leaf.name, graph.baseline)}
 
 
-def new_run(kind: type[TrainingRun], job: Job) -> TrainingRun:
-    assert job.node.train is not None
-    data = open_data(Path(job.data))
-    run = kind(starting_model(job, data), job.node.train, build_objective(job.node.train, data))
-    run.model.train()
-    return run
+class Run(TrainingRun):
+    """A run with *dropout* and *attention* of ``torch`` and ``transformers``, of ReAct, or without dropout."""
+
+    def __init__(self, job: Job, dropout: str, attention: str) -> None:
+        assert job.node.train is not None
+        data = open_data(Path(job.data))
+        super().__init__(starting_model(job, data), job.node.train, build_objective(job.node.train, data))
+        self.dropout = dropout
+        if attention == "transformers" and self.plain.config._attn_implementation == PLAIN:
+            self.plain.set_attn_implementation("eager")
+        self.plain.train()
+
+    def _drawing(self, step: int) -> AbstractContextManager[object]:
+        if self.dropout == "none":
+            return NoDropout()
+        return super()._drawing(step) if self.dropout == "ReAct" else nullcontext()
 
 
 def step_ms(run: TrainingRun, steps: int) -> float:
-    begin = time.perf_counter()
+    """Milliseconds of processor time a step."""
+    begin = time.process_time()
     for number in range(steps):  # the same each time: what meets a length first, prepares its products for all
         run.step(number)
-    return (time.perf_counter() - begin) / steps * 1000
+    return (time.process_time() - begin) / steps * 1000
 
 
 def main() -> None:
@@ -98,8 +106,7 @@ def main() -> None:
         for name, job in jobs(options.row, options.data, Path(folder)).items():
             for threads in options.threads:
                 torch.set_num_threads(threads)
-                kinds = {"torch": AsTorchDraws, "ReAct": TrainingRun, "none": WithoutDropout}
-                runs = {kind: new_run(made, job) for kind, made in kinds.items()}
+                runs = {kind: Run(job, *settings) for kind, settings in KINDS.items()}
                 times: dict[str, list[float]] = {kind: [] for kind in runs}
                 with freed_memory_kept():
                     for number in range(-1, options.rounds):
@@ -108,8 +115,8 @@ def main() -> None:
                             if number >= 0:
                                 times[kind].append(took)
                 found = {kind: statistics.median(took) for kind, took in times.items()}
-                shown = ", ".join(f"{kind} {ms:.0f} ms" for kind, ms in found.items())
-                print(f"{name}, {threads} thread(s): {shown}, {found['torch'] / found['ReAct']:.2f}×", flush=True)
+                shown = ", ".join(f"{kind} {ms:.0f}" for kind, ms in found.items())
+                print(f"{name}, {threads} thread(s), ms: {shown}; {found['neither'] / found['both']:.2f}×", flush=True)
 
 
 if __name__ == "__main__":
