@@ -88,6 +88,38 @@ def test_learning_finds_the_child_that_knows_the_text(tmp_path: Path) -> None:
     assert len(found.held_out_children) == 2
 
 
+def test_of_three_an_average_of_those_that_help_is_a_candidate(tmp_path: Path) -> None:
+    model = pico("Qwen3", seed=1)
+    batches, paths = lm_batches(2), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for step in range(12):
+        optimizer.zero_grad()
+        sum(model(**batch).loss for batch in batches).backward()
+        optimizer.step()
+        if step in (5, 11):
+            paths.append(save(model, tmp_path / f"step{step}"))
+    with torch.no_grad():  # beyond the lowest point: the way back leads towards the first
+        for name, parameter in model.named_parameters():
+            parameter.add_(2.0 * (parameter - dict(load(paths[0]).named_parameters())[name]))
+    paths += [save(model, tmp_path / "beyond"), save(pico("Qwen3", seed=9), tmp_path / "stranger")]
+    mixture = Mixture(paths)
+    losses = [mixture.loss(mixture.one_hot(i), batches) for i in range(4)]
+    kept, loss = mixture.greedy_soup(losses, batches)
+    assert 3 not in kept and kept[0] == losses.index(min(losses)) and loss <= min(losses)
+    assert mixture.loss(mixture.average(kept), batches) == loss
+    without_gradients = learn(paths, batches, steps=1, lr=0.0)
+    assert without_gradients.loss == min(loss, without_gradients.loss_uniform)
+    assert (without_gradients.chosen == "greedy soup") == (1 < len(kept) < 4)
+
+
+def test_a_soup_is_in_proportion_to_the_weights(tmp_path: Path) -> None:
+    mixture = Mixture(children(tmp_path, "GPT-2", 3), "layer")
+    assert mixture.average([2, 0], [0.25, 0.5, 0.75])[0].tolist() == [0.25, 0.0, 0.75]
+    assert torch.equal(mixture.average([0, 1, 2]), mixture.uniform)
+    kept, _ = mixture.greedy_soup([float("nan"), 2.0, float("inf")], lm_batches(1))
+    assert kept == [1]
+
+
 def test_the_same_seed_learns_the_same(tmp_path: Path) -> None:
     models, batches = children(tmp_path, "GPT-2"), lm_batches(3)
     assert learn(models, batches, steps=5, seed=3) == learn(models, batches, steps=5, seed=3)

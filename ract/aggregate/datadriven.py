@@ -8,6 +8,7 @@ on, as the papers do).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from ract.aggregate.merge import linear, recorded
 from ract.aggregate.recipe import Recipe, TensorRecipe, Term
 from ract.aggregate.weights import Mixture
 from ract.checkpoint.directory import ModelDirectory
-from ract.errors import BadInput
+from ract.errors import BadInput, NonFiniteLoss
 from ract.model.anatomy import anatomy
 from ract.model.live import saved_names
 
@@ -96,24 +97,17 @@ def greedy_soup(
     if not batches:
         raise BadInput("a greedy soup needs held-out data", "Give --data")
     mixture = Mixture([child.path for child in children])
-    candidates = [i for i, weight in enumerate(weights) if weight > 0]
-    losses = {i: mixture.loss(mixture.one_hot(i), batches) for i in candidates}
-    order = sorted(candidates, key=losses.__getitem__)
-    kept, best = order[:1], losses[order[0]]
-    for child in order[1:]:
-        loss = mixture.loss(torch.tensor([_share(weights, [*kept, child])], dtype=torch.float64), batches)
-        if loss <= best:
-            kept, best = [*kept, child], loss
-    soup = _share(weights, kept)
+    asked = [weight > 0 for weight in weights]
+    losses = [mixture.loss(mixture.one_hot(i), batches) if ask else math.inf for i, ask in enumerate(asked)]
+    kept, best = mixture.greedy_soup(losses, batches, weights)
+    if not kept:
+        raise NonFiniteLoss("no child has a finite loss on the data", "Check the children one by one")
+    soup = mixture.average(kept, weights)[0].tolist()
     matches = match(children, dtype)
-    notes = {"ingredients": kept, "loss": best, "loss_children": [losses.get(i) for i in range(len(children))]}
+    shown = [loss if ask else None for loss, ask in zip(losses, asked, strict=True)]
+    notes = {"ingredients": kept, "loss": best, "loss_children": shown}
     tensors = tuple(linear(one, soup) for one in matches)
     return Recipe("greedy_soup", output_config(children[0].config, matches), tensors, soup, notes)
-
-
-def _share(weights: Sequence[float], kept: Sequence[int]) -> list[float]:
-    total = sum(weights[i] for i in kept)
-    return [weights[i] / total if i in kept else 0.0 for i in range(len(weights))]
 
 
 def _with_own(

@@ -80,9 +80,10 @@ def learn(
 ) -> LearnedWeights:
     """Learn α on *batches*, so that the merged model ``Σ αᵢ θᵢ`` has a small loss there.
 
-    Adam on α with a step size falling from *lr* to 0 and a projection on the simplex after each step (on ``Σα = 1``
-    alone with *affine*), one batch a step. Uniform, each child, and the learned α are then all measured on every
-    batch, as they would be written (rounded to the children's dtype), and the best is taken: the result is never worse
+    Measured on every batch, as they would be written (rounded to the children's dtype): uniform; each child; of three
+    or more the greedy soup (Wortsman et al. 2022, 2203.05482), the average of those that help; and what gradients find
+    from the better of the averages: Adam on α with a step size falling from *lr* to 0 and a projection on the simplex
+    after each step (on ``Σα = 1`` alone with *affine*), one batch a step. The best is taken: the result is never worse
     there than any of them. *held_out* takes no part in any choice. A batch is the keyword arguments of ``forward``,
     with labels.
 
@@ -96,19 +97,33 @@ def learn(
     if per not in ("model", "layer", "tensor"):
         raise BadInput(f"weights per {per!r} are not known", "Known: model, layer, tensor")
     mixture = Mixture(models, per)
-    alpha, count = mixture.uniform, len(models)
-    candidates = {"uniform": alpha} | {f"child {i}": mixture.one_hot(i) for i in range(count)}
-    candidates["learned"] = _descend(mixture, batches, affine=affine, steps=steps, lr=lr, seed=seed, progress=progress)
-    losses = {}
-    for done, (name, candidate) in enumerate(candidates.items(), start=1):
-        losses[name] = mixture.loss(candidate, batches)
+    count = len(models)
+    losses: dict[str, float] = {}
+    candidates: dict[str, torch.Tensor] = {}
+
+    def measure(name: str, candidate: torch.Tensor) -> None:
+        candidates[name], losses[name] = candidate, mixture.loss(candidate, batches)
         if progress:
-            progress("compare weights", done, len(candidates))
+            progress("compare weights", len(losses), count + 2)
+
+    measure("uniform", mixture.uniform)
+    for i in range(count):
+        measure(f"child {i}", mixture.one_hot(i))
+    if count > 2:
+        kept, loss = mixture.greedy_soup([losses[f"child {i}"] for i in range(count)], batches)
+        if 1 < len(kept) < count:
+            candidates["greedy soup"], losses["greedy soup"] = mixture.average(kept), loss
+    start = min((name for name in ("uniform", "greedy soup") if name in losses), key=losses.__getitem__)
+    found = _descend(
+        mixture, batches, candidates[start], affine=affine, steps=steps, lr=lr, seed=seed, progress=progress
+    )
+    measure("learned", found)
     finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
     if not finite:
         raise NonFiniteLoss("no child and no mixture of them has a finite loss", "Check the children one by one")
-    # Of equals the simplest, and an average before a single child: the order of the candidates.
-    chosen = min(finite, key=finite.__getitem__)
+    # Of equals the simplest, and an average before a single child.
+    simplest = ("uniform", "greedy soup", *(f"child {i}" for i in range(count)), "learned")
+    chosen = min((name for name in simplest if name in finite), key=finite.__getitem__)
     unseen = {name: mixture.loss(candidates[name], held_out) for name in candidates} if held_out else {}
     return LearnedWeights(
         weights=mixture.as_weights(candidates[chosen]),
@@ -125,6 +140,7 @@ def learn(
 def _descend(
     mixture: Mixture,
     batches: Sequence[Batch],
+    start: torch.Tensor,
     *,
     affine: bool,
     steps: int,
@@ -132,9 +148,9 @@ def _descend(
     seed: int,
     progress: Progress | None,
 ) -> torch.Tensor:
-    """Projected Adam from uniform; the mean of the second half of the path, which is steadier than its end."""
+    """Projected Adam from *start*; the mean of the second half of the path, which is steadier than its end."""
     generator = torch.Generator().manual_seed(seed)
-    alpha = mixture.uniform.clone()
+    alpha = start.clone()
     optimizer = torch.optim.Adam([alpha], lr=lr, betas=(0.9, 0.99))
     order: list[int] = []
     path = []
@@ -181,9 +197,30 @@ class Mixture:
 
     def one_hot(self, child: int) -> torch.Tensor:
         """α that gives *child* itself."""
+        return self.average([child])
+
+    def average(self, kept: Sequence[int], weights: Sequence[float] | None = None) -> torch.Tensor:
+        """α of the average of the children *kept*, in proportion to *weights* (one for every child; else equal)."""
         alpha = torch.zeros_like(self.uniform)
-        alpha[:, child] = 1.0
+        share = torch.tensor([1.0 if weights is None else weights[i] for i in kept], dtype=torch.float64)
+        alpha[:, list(kept)] = share / share.sum()
         return alpha
+
+    def greedy_soup(
+        self, losses: Sequence[float], batches: Sequence[Batch], weights: Sequence[float] | None = None
+    ) -> tuple[list[int], float]:
+        """Children added to the average best first, each kept if the loss on *batches* does not rise (2203.05482).
+
+        *losses* are the children's own there, one that is not finite leaves a child out. Which are kept, in order, and
+        the loss of their average.
+        """
+        order = sorted((i for i, loss in enumerate(losses) if math.isfinite(loss)), key=losses.__getitem__)
+        kept, best = order[:1], losses[order[0]] if order else math.inf
+        for child in order[1:]:
+            loss = self.loss(self.average([*kept, child], weights), batches)
+            if loss <= best:
+                kept, best = [*kept, child], loss
+        return kept, best
 
     def as_weights(self, alpha: torch.Tensor) -> list[float] | dict[str, list[float]]:
         """α as the recipe takes it: a list, or a list per group."""

@@ -186,7 +186,9 @@ class Graph:
                 flops += (spec.teacher_tokens or spec.tokens) * taught
             return flops
         if node.aggregate is not None and node.aggregate.weights == "learned":
-            candidates = len(node.parents) + 2  # every child, uniform, learned
+            children = len(node.parents)
+            candidates = children + 2  # every child, uniform, learned
+            candidates += children - 1 if children > 2 else 0  # what the greedy soup tries
             tokens = 3 * LEARN_STEPS * LEARN_BATCH_TOKENS + candidates * node.aggregate.weights_tokens
             return node.shape.forward_flops_per_token(WEIGHTS_BLOCK) * tokens
         return 0.0
