@@ -67,7 +67,7 @@ ROWS = {
         (_ABOVE_TFIDF, _at_least(88), _ABOVE_SINGLE),
     ),
     "amazon": Row(
-        "Amazon reviews, four domains, from MiniLM-L6", "亚马逊评论，四个领域，从 MiniLM-L6 出发", 20,
+        "Amazon reviews, four domains, from MiniLM-L6", "亚马逊评论，四个领域，从 MiniLM-L6 出发", 25,
         (_ON_ITS_OWN, _ABOVE_TFIDF),
     ),
     "zh_shopping": Row(
