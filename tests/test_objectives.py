@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from ract.cost import derive_encoder_decoder_shape, derive_encoder_shape
 from ract.data.example_batches import IGNORED
@@ -178,12 +179,45 @@ def test_a_process_without_an_example_takes_part_and_changes_nothing(data: dict[
     assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    "architecture", ["marian", "bart", "mbart", "pegasus", "plbart", "blenderbot", "m2m_100", "t5"]
+)
+def test_a_translators_loss_and_gradients_are_those_of_transformers(
+    data: dict[str, Examples], architecture: str
+) -> None:
+    pairs = data["translation"]
+    # One of these names is what the config of each architecture calls it.
+    sizes = {"vocab_size": pairs.vocab_size, "d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 1, "num_heads": 4}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 64}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **sizes, **tokens, init_std=0.3)
+    m = AutoModelForSeq2SeqLM.from_config(config).eval()
+    if hasattr(m, "final_logits_bias"):
+        m.final_logits_bias.normal_()
+    objective = build_objective(spec("translation"), pairs)
+    batch = objective.batch(np.arange(8))
+    assert (batch["labels"] == IGNORED).any() and (batch["attention_mask"] == 0).any()  # of different lengths
+
+    ours = objective.loss_sum(objective.logits(m, batch), objective.targets(batch), training=False)
+    weights = [p for p in m.parameters() if p.requires_grad]  # not Marian's sinusoids
+    slopes = torch.autograd.grad(ours, weights)
+    exact = m(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels")}).loss * len(
+        objective.targets(batch)
+    )
+    torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-5)
+    for found, right in zip(slopes, torch.autograd.grad(exact, weights), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["classification", "translation"])
 def test_what_teachers_say_is_kept_for_the_right_targets(data: dict[str, Examples], kind: str) -> None:
     teachers = Teachers([model(kind, data[kind], seed=seed) for seed in (3, 4)], [0.3, 0.7])
     settings = spec(kind, tokens=256 * 30, distill=0.9, temperature=2.0, teacher_tokens=data[kind].tokens_in("train"))
     asked: list[int] = []
-    teachers.models[0].register_forward_hook(lambda _, args, made: asked.append(len(made.logits)))
+    inner = teachers.models[0].base_model
+    inner.register_forward_hook(lambda _, args, made: asked.append(len(made.last_hidden_state)))
     run = training(kind, data[kind], model(kind, data[kind], seed=5), settings=settings, teachers=teachers)
     run.run()
     assert sum(asked) == data[kind].count("train")

@@ -22,6 +22,9 @@ from ract.train.objective import Objective
 
 VALID_TOKENS = 16_384
 _VALID_EXAMPLE_TOKENS = 32_768
+# Translators whose logits are ``lm_head(hidden) + final_logits_bias``. Logits are the largest tensors of a step: here
+# they are made at the targets alone, and without the loss that the model would compute of its own.
+_HEAD_APART = ("marian", "bart", "mbart", "pegasus", "plbart")
 
 
 class NextToken(Objective):
@@ -219,10 +222,17 @@ class Translation(_OfExamples):
 
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """(target tokens, vocabulary)."""
-        # Given labels, the model makes the decoder's inputs from them; its own loss is not used.
-        texts = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
-        found = model(**texts, use_cache=False).logits
-        return found[batch["labels"] != IGNORED]
+        texts = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if shift is None:  # given labels, the model shifts them itself; its own loss is not used
+            return model(**texts, labels=batch["labels"], use_cache=False).logits[batch["labels"] != IGNORED]
+        texts["decoder_input_ids"] = shift(batch["labels"])
+        if getattr(model.config, "model_type", "") not in _HEAD_APART:
+            return model(**texts, use_cache=False).logits[batch["labels"] != IGNORED]
+        hidden = model.model(**texts, use_cache=False).last_hidden_state  # type: ignore[operator]
+        logits = model.lm_head(hidden[batch["labels"] != IGNORED])  # type: ignore[operator]
+        bias = model.final_logits_bias
+        return logits + bias if bias.any() else logits  # type: ignore[operator]
 
 
 def build_objective(spec: TrainSpec, data: Corpus | Examples) -> Objective:
