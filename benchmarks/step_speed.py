@@ -1,9 +1,9 @@
-"""Time of a training step of a real plan: what ReAct's own dropout and attention save on a CPU.
+"""Time of a training step of a real plan: what ReAct's own dropout, attention and cross-entropy save on a CPU.
 
-The leaf and the single model of a plan of ``benchmarks/applications``, on its own data: with torch's dropout and
-``transformers``' attention, with one of them replaced, with both, and with both and nothing dropped. What is compared
-runs in turn in one process on the same batches; shown is the median of several rounds in processor time, which a busy
-machine disturbs little.
+The leaf and the single model of a plan of ``benchmarks/applications``, on its own data: with torch's dropout,
+``transformers``' attention and the loss of both, with one of them replaced, with all, and with all and nothing dropped.
+What is compared runs in turn in one process on the same batches; shown is the median of several rounds in processor
+time, which a busy machine disturbs little.
 
     python -m benchmarks.step_speed --data FOLDER [--row chnsenticorp] [--threads 1 2]
 """
@@ -17,19 +17,23 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.applications import plan_text
+from ract.data.example_batches import IGNORED, Batch
 from ract.machine import freed_memory_kept
 from ract.plan.derive import build_graph
 from ract.plan.schema import load_plan
 from ract.plan.shapes import model_settings
+from ract.train import objective
 from ract.train.attention import PLAIN
 from ract.train.node import TrainingRun
-from ract.train.objectives import build_objective
+from ract.train.objectives import Translation, build_objective
 from ract.tree.build import jobs_of
 from ract.tree.data import open_data, prepare_data, with_vocabulary
 from ract.tree.job import Job, node_directory, node_keys
@@ -37,11 +41,12 @@ from ract.tree.make import make
 from ract.tree.start import starting_model
 
 KINDS = {
-    "neither": ("torch", "transformers"),
-    "dropout": ("ReAct", "transformers"),
-    "attention": ("torch", "ReAct"),
-    "both": ("ReAct", "ReAct"),
-    "nothing dropped": ("none", "ReAct"),
+    "none": ("torch", "transformers", "torch"),
+    "dropout": ("ReAct", "transformers", "torch"),
+    "attention": ("torch", "ReAct", "torch"),
+    "loss": ("torch", "transformers", "ReAct"),
+    "all": ("ReAct", "ReAct", "ReAct"),
+    "nothing dropped": ("none", "ReAct", "ReAct"),
 }
 
 
@@ -53,8 +58,9 @@ class NoDropout(TorchFunctionMode):
 
 
 def jobs(row: str, data: Path, folder: Path) -> dict[str, Job]:
-    """The first leaf of *row* and its single model, with what they start from made."""
-    (folder / "plan.toml").write_text(plan_text(row, 0, data), encoding="utf-8")
+    """The first leaf of *row* (the file of a plan, or a row's name) and its single model, with what they start from."""
+    text = Path(row).read_text(encoding="utf-8") if row.endswith(".toml") else plan_text(row, 0, data)
+    (folder / "plan.toml").write_text(text, encoding="utf-8")
     plan = load_plan(folder / "plan.toml")
     prepared = prepare_data(plan, folder)
     plan = with_vocabulary(plan, prepared.data.vocab_size)
@@ -68,17 +74,36 @@ def jobs(row: str, data: Path, folder: Path) -> dict[str, Job]:
     return {name: found[name] for name in (leaf.name, graph.baseline)}
 
 
-class Run(TrainingRun):
-    """A run with *dropout* and *attention* of ``torch`` and ``transformers``, of ReAct, or without dropout."""
+def torchs_loss(logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """``summed_cross_entropy`` as torch computes it: of all logits at once, in fp32."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
 
-    def __init__(self, job: Job, dropout: str, attention: str) -> None:
+
+def whole(_: Translation, model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The logits of a translator at all positions, then at the targets."""
+    texts = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+    logits: torch.Tensor = model(**texts, use_cache=False).logits
+    return logits[batch["labels"] != IGNORED]
+
+
+class Run(TrainingRun):
+    """A run with *dropout*, *attention* and *loss* of ``torch`` and ``transformers``, of ReAct, or without dropout."""
+
+    def __init__(self, job: Job, dropout: str, attention: str, loss: str) -> None:
         assert job.node.train is not None
         data = open_data(Path(job.data))
         super().__init__(starting_model(job, data), job.node.train, build_objective(job.node.train, data))
-        self.dropout = dropout
+        self.dropout, self.loss = dropout, loss
         if attention == "transformers" and self.plain.config._attn_implementation == PLAIN:
             self.plain.set_attn_implementation("eager")
         self.plain.train()
+
+    def step(self, step: int) -> float:
+        """With torch's loss a translator gives all logits, and computes a loss of its own that nobody reads."""
+        if self.loss == "ReAct":
+            return super().step(step)
+        with patch.object(objective, "summed_cross_entropy", torchs_loss), patch.object(Translation, "logits", whole):
+            return super().step(step)
 
     def _drawing(self, step: int) -> AbstractContextManager[object]:
         if self.dropout == "none":
@@ -97,7 +122,7 @@ def step_ms(run: TrainingRun, steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with the data sets")
-    parser.add_argument("--row", default="chnsenticorp")
+    parser.add_argument("--row", default="chnsenticorp", help="a plan of benchmarks/applications, or a plan's file")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
@@ -116,7 +141,7 @@ def main() -> None:
                                 times[kind].append(took)
                 found = {kind: statistics.median(took) for kind, took in times.items()}
                 shown = ", ".join(f"{kind} {ms:.0f}" for kind, ms in found.items())
-                print(f"{name}, {threads} thread(s), ms: {shown}; {found['neither'] / found['both']:.2f}×", flush=True)
+                print(f"{name}, {threads} thread(s), ms: {shown}; {found['none'] / found['all']:.2f}×", flush=True)
 
 
 if __name__ == "__main__":

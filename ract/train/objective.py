@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ract.data.example_batches import IGNORED, Batch, Indices
 from ract.plan.graph import TrainSpec
 from ract.train.kept import KeptAnswers
+from ract.train.losses import summed_cross_entropy
 
 
 class Objective:
@@ -61,4 +61,4 @@ class Objective:
     def loss_sum(self, logits: torch.Tensor, targets: torch.Tensor, *, training: bool) -> torch.Tensor:
         """Σ of cross-entropies in nats; smoothed and weighted only in *training*."""
         smoothing = self.spec.label_smoothing if training else 0.0
-        return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+        return summed_cross_entropy(logits, targets, smoothing)
