@@ -223,7 +223,7 @@ def test_what_teachers_say_is_kept_for_the_right_targets(data: dict[str, Example
     assert sum(asked) == data[kind].count("train")
     for step in range(8):
         for batch in run.objective.micro_batches(step)[0]:
-            kept = run._mixture(batch)
+            kept = run._mixture(batch).float()
             assert len(kept) == len(run.objective.targets(batch))
             said = run._mixture({key: value for key, value in batch.items() if key != "taught"})
             torch.testing.assert_close(kept, said, rtol=1e-3, atol=1e-4)

@@ -21,17 +21,23 @@ def teachers_mixture(
     The teachers' distributions are mixed, not their logits, so that a teacher who is sure counts even where the others
     know nothing.
     """
-    mixture = sum(a * F.softmax(t.float() / temperature, dim=-1) for a, t in zip(alpha, teacher_logits, strict=True))
-    return torch.as_tensor(mixture)
+    mixture = torch.zeros_like(teacher_logits[0], dtype=torch.float32)
+    rows = _rows_of(mixture)
+    for share, said in zip(alpha, teacher_logits, strict=True):
+        for whole, one in zip(mixture.split(rows), said.split(rows), strict=True):
+            whole.add_(F.softmax(one.float() / temperature, dim=-1), alpha=share)
+    return mixture
 
 
 def distillation_loss(logits: torch.Tensor, mixture: torch.Tensor, temperature: float) -> torch.Tensor:
     """``T² · KL(mixture ‖ softmax(s/T))``, mean over targets (Hinton et al., 1503.02531).
 
-    *logits* and *mixture* are (targets, classes).
+    *logits* and *mixture* are (targets, classes). Computed as :func:`summed_cross_entropy` is.
     """
+    if _in_pieces(logits):
+        return torch.as_tensor(_Distillation.apply(logits, mixture, temperature)) / len(logits)
     student = F.log_softmax(logits.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(student, mixture, reduction="batchmean")
+    return temperature**2 * F.kl_div(student, mixture.float(), reduction="batchmean")
 
 
 def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
@@ -41,9 +47,18 @@ def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing:
     made with the loss, a few rows at a time, so that nothing of the logits' size is ever kept in fp32: of a compact
     model with a vocabulary they are by far the largest tensor (as Liger Kernel does on a GPU, Hsu et al., 2410.10989).
     """
-    if logits.device.type == "cpu" and logits.requires_grad and torch.is_grad_enabled():
+    if _in_pieces(logits):
         return torch.as_tensor(_CrossEntropy.apply(logits, targets, smoothing))
     return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+
+
+def _in_pieces(logits: torch.Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.requires_grad and torch.is_grad_enabled()
+
+
+def _rows_of(logits: torch.Tensor) -> int:
+    """How many rows are taken at a time: on an accelerator all of them."""
+    return max(1, _PIECE // logits.shape[1] if logits.device.type == "cpu" else len(logits))
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -54,7 +69,7 @@ class _CrossEntropy(torch.autograd.Function):
         classes = logits.shape[1]
         classes, share = logits.shape[1], (1 - smoothing) or 1.0
         gradient, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float32)
-        rows = max(1, _PIECE // classes)
+        rows = _rows_of(logits)
         for one, answers, slopes in zip(logits.split(rows), targets.split(rows), gradient.split(rows), strict=True):
             right = answers[:, None]
             said = one.float().log_softmax(-1)
@@ -75,6 +90,29 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * (outer * ctx.share), None, None
+
+
+class _Distillation(torch.autograd.Function):
+    """``T² · KL``, summed over the targets, with its gradient made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, mixture: torch.Tensor, temperature: float) -> torch.Tensor:
+        gradient, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float32)
+        rows = _rows_of(logits)
+        for one, taught, slopes in zip(logits.split(rows), mixture.split(rows), gradient.split(rows), strict=True):
+            right = taught.float()
+            said = (one.float() / temperature).log_softmax(-1)
+            total += temperature**2 * (right.xlogy(right).sum() - said.mul(right).sum())
+            said.exp_().mul_(right.sum(-1, keepdim=True)).sub_(right)
+            slopes.copy_(said.mul_(temperature))
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer, None, None
 
 
 def squared_norm(model: nn.Module) -> torch.Tensor:

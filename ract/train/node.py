@@ -199,7 +199,7 @@ class TrainingRun:
     def _mixture(self, batch: Batch) -> torch.Tensor:
         """The α-mixture of the teachers' distributions at the targets of *batch*: (targets, classes)."""
         if "taught" in batch:
-            return batch["taught"].float()
+            return batch["taught"]
         with self._autocast():
             taught = [self.objective.logits(teacher, batch) for teacher in self.teachers.models]
         return teachers_mixture(taught, self.teachers.alpha, self.spec.temperature)
