@@ -33,6 +33,12 @@ def test_a_stage_without_decay_ends_at_the_full_rate() -> None:
     assert wsd_multiplier(99, 100, 0.1, 0.0) == 1.0
 
 
+def test_only_small_matrices_are_orthogonalised_together_on_a_cpu() -> None:
+    for width, kind in ((32, BatchedMuon), (256, torch.optim.Muon)):
+        model = new_compact_transformer(derive_shape(64, width, 1), seed=0)
+        assert type(build_optimizers(model, default_train_spec(tokens=4096))[0]) is kind
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_every_parameter_is_in_exactly_one_optimizer(optimizer: str) -> None:
     model = new_compact_transformer(derive_shape(64, 32, 2), seed=0)
@@ -42,7 +48,7 @@ def test_every_parameter_is_in_exactly_one_optimizer(optimizer: str) -> None:
     kinds = {type(o): [p for g in o.param_groups for p in g["params"]] for o in found}
     if optimizer == "muon":
         embedding = model.get_input_embeddings().weight
-        assert all(p.ndim == 2 and p is not embedding for p in kinds[torch.optim.Muon])
+        assert all(p.ndim == 2 and p is not embedding for p in kinds[BatchedMuon])
     undecayed = [p for o in found for g in o.param_groups if g["weight_decay"] == 0 for p in g["params"]]
     assert all(p.ndim < 2 for p in undecayed)
 

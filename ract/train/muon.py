@@ -1,4 +1,4 @@
-"""Muon for accelerators, which small matrices taken one by one leave idle while the processor launches kernels."""
+"""Muon for accelerators, which small matrices taken one by one leave idle, and for the smallest on any machine."""
 
 from __future__ import annotations
 
