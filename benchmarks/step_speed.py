@@ -1,9 +1,10 @@
-"""Time of a training step of a real plan: what ReAct's own dropout, attention and cross-entropy save on a CPU.
+"""Time of a training step of a real plan: what ReAct's dropout, attention, loss and round shapes save on a CPU.
 
 The leaf and the single model of a plan of ``benchmarks/applications``, on its own data: with torch's dropout,
-``transformers``' attention and the loss of both, with one of them replaced, with all, and with all and nothing dropped.
-What is compared runs in turn in one process on the same batches; shown is the median of several rounds in processor
-time, which a busy machine disturbs little.
+``transformers``' attention, the loss of both and shapes as they come, with one of them replaced, with all, and with all
+and nothing dropped. What is compared runs in turn in one process, a few steps each, on batches that no other has seen:
+a shape that was there before costs less. Shown is the median step in processor time, which a busy machine disturbs
+little.
 
     python -m benchmarks.step_speed --data FOLDER [--row chnsenticorp] [--threads 1 2]
 """
@@ -11,10 +12,11 @@ time, which a busy machine disturbs little.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -30,7 +32,7 @@ from ract.machine import freed_memory_kept
 from ract.plan.derive import build_graph
 from ract.plan.schema import load_plan
 from ract.plan.shapes import model_settings
-from ract.train import objective
+from ract.train import node, objective
 from ract.train.attention import PLAIN
 from ract.train.node import TrainingRun
 from ract.train.objectives import Translation, build_objective
@@ -40,13 +42,14 @@ from ract.tree.job import Job, node_directory, node_keys
 from ract.tree.make import make
 from ract.tree.start import starting_model
 
-KINDS = {
-    "none": ("torch", "transformers", "torch"),
-    "dropout": ("ReAct", "transformers", "torch"),
-    "attention": ("torch", "ReAct", "torch"),
-    "loss": ("torch", "transformers", "ReAct"),
-    "all": ("ReAct", "ReAct", "ReAct"),
-    "nothing dropped": ("none", "ReAct", "ReAct"),
+KINDS = {  # dropout, attention, loss, shapes
+    "none": ("torch", "transformers", "torch", "given"),
+    "dropout": ("ReAct", "transformers", "torch", "given"),
+    "attention": ("torch", "ReAct", "torch", "given"),
+    "loss": ("torch", "transformers", "ReAct", "given"),
+    "shapes": ("torch", "transformers", "torch", "round"),
+    "all": ("ReAct", "ReAct", "ReAct", "round"),
+    "nothing dropped": ("none", "ReAct", "ReAct", "round"),
 }
 
 
@@ -66,9 +69,9 @@ def jobs(row: str, data: Path, folder: Path) -> dict[str, Job]:
     plan = with_vocabulary(plan, prepared.data.vocab_size)
     graph = build_graph(plan, prepared.size, prepared.origin)
     keys = node_keys(graph, prepared.data.digest, model_settings(plan))
-    directories = {node.name: node_directory(folder, node.name, keys[node.name]) for node in graph}
+    directories = {one.name: node_directory(folder, one.name, keys[one.name]) for one in graph}
     found = jobs_of(plan, folder, graph, keys, directories, prepared, 1)
-    leaf = next(node for node in graph if node.train is not None)
+    leaf = next(one for one in graph if one.train is not None)
     for parent in graph.ancestry(leaf.name) - {leaf.name}:
         make(found[parent], lambda what, done, total: None)
     return {name: found[name] for name in (leaf.name, graph.baseline)}
@@ -87,22 +90,25 @@ def whole(_: Translation, model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 class Run(TrainingRun):
-    """A run with *dropout*, *attention* and *loss* of ``torch`` and ``transformers``, of ReAct, or without dropout."""
+    """A run with *dropout*, *attention*, *loss* and *shapes* of ``torch`` and ``transformers`` or of ReAct."""
 
-    def __init__(self, job: Job, dropout: str, attention: str, loss: str) -> None:
+    def __init__(self, job: Job, dropout: str, attention: str, loss: str, shapes: str) -> None:
         assert job.node.train is not None
         data = open_data(Path(job.data))
         super().__init__(starting_model(job, data), job.node.train, build_objective(job.node.train, data))
-        self.dropout, self.loss = dropout, loss
+        self.dropout, self.loss, self.shapes = dropout, loss, shapes
         if attention == "transformers" and self.plain.config._attn_implementation == PLAIN:
             self.plain.set_attn_implementation("eager")
         self.plain.train()
 
     def step(self, step: int) -> float:
         """With torch's loss a translator gives all logits, and computes a loss of its own that nobody reads."""
-        if self.loss == "ReAct":
-            return super().step(step)
-        with patch.object(objective, "summed_cross_entropy", torchs_loss), patch.object(Translation, "logits", whole):
+        with ExitStack() as stack:
+            if self.loss == "torch":
+                stack.enter_context(patch.object(objective, "summed_cross_entropy", torchs_loss))
+                stack.enter_context(patch.object(Translation, "logits", whole))
+            if self.shapes == "given":
+                stack.enter_context(patch.object(node, "RoundedRows", nullcontext))
             return super().step(step)
 
     def _drawing(self, step: int) -> AbstractContextManager[object]:
@@ -111,12 +117,11 @@ class Run(TrainingRun):
         return super()._drawing(step) if self.dropout == "ReAct" else nullcontext()
 
 
-def step_ms(run: TrainingRun, steps: int) -> float:
-    """Milliseconds of processor time a step."""
+def step_ms(run: TrainingRun, step: int) -> float:
+    """Milliseconds of processor time of that step."""
     begin = time.process_time()
-    for number in range(steps):  # the same each time: what meets a length first, prepares its products for all
-        run.step(number)
-    return (time.process_time() - begin) / steps * 1000
+    run.step(step)
+    return (time.process_time() - begin) * 1000
 
 
 def main() -> None:
@@ -133,12 +138,13 @@ def main() -> None:
                 torch.set_num_threads(threads)
                 runs = {kind: Run(job, *settings) for kind, settings in KINDS.items()}
                 times: dict[str, list[float]] = {kind: [] for kind in runs}
-                with freed_memory_kept():
+                next_step = itertools.count()
+                with freed_memory_kept() as hand_back:
                     for number in range(-1, options.rounds):
                         for kind, run in runs.items():
-                            took = step_ms(run, options.steps)
-                            if number >= 0:
-                                times[kind].append(took)
+                            took = [step_ms(run, next(next_step)) for _ in range(options.steps)]
+                            times[kind] += took if number >= 0 else []
+                        hand_back()
                 found = {kind: statistics.median(took) for kind, took in times.items()}
                 shown = ", ".join(f"{kind} {ms:.0f}" for kind, ms in found.items())
                 print(f"{name}, {threads} thread(s), ms: {shown}; {found['none'] / found['all']:.2f}×", flush=True)

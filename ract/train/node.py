@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from ract.train.losses import distillation_loss, squared_norm, teachers_mixture
 from ract.train.objective import Objective
 from ract.train.optim import build_optimizers, optimizer_tensors, restore_optimizers, set_lr, wsd_multiplier
 from ract.train.replay import ReplayedPass, can_be_replayed
+from ract.train.rounded import RoundedRows
 from ract.train.state import Progress, load_checkpoint, save_checkpoint
 from ract.train.threads import ThreadedPass, parts_of
 
@@ -184,7 +185,7 @@ class TrainingRun:
     def _objective(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """What is minimised on *batch*, summed over its targets, and its cross-entropy alone in nats, summed."""
         spec, targets = self.spec, self.objective.targets(batch)
-        with self._autocast():
+        with self._computing():
             logits = self.objective.logits(self.model, batch)
             loss = self.objective.loss_sum(logits, targets, training=True)
         objective = loss
@@ -200,7 +201,7 @@ class TrainingRun:
         """The α-mixture of the teachers' distributions at the targets of *batch*: (targets, classes)."""
         if "taught" in batch:
             return batch["taught"]
-        with self._autocast():
+        with self._computing():
             taught = [self.objective.logits(teacher, batch) for teacher in self.teachers.models]
         return teachers_mixture(taught, self.teachers.alpha, self.spec.temperature)
 
@@ -245,7 +246,7 @@ class TrainingRun:
         total = count = 0.0
         for batch in map(self._on_device, batches):
             targets = self.objective.targets(batch)
-            with self._autocast():
+            with self._computing():
                 logits = self.objective.logits(model, batch)
                 total += self.objective.loss_sum(logits, targets, training=False).item()
             count += len(targets)
@@ -270,8 +271,15 @@ class TrainingRun:
         """Steps between evaluations."""
         return max(1, round(self.spec.steps / self.spec.evaluations))
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype or torch.float32, enabled=self.dtype is not None)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """In it models are run: in the precision of the spec, and on shapes that come again."""
+        rounds = self.device.type == "cpu" and self.dtype is not None and not self.objective.one_shape
+        with (
+            torch.autocast(self.device.type, dtype=self.dtype or torch.float32, enabled=self.dtype is not None),
+            RoundedRows() if rounds else nullcontext(),
+        ):
+            yield
 
     def _save(self) -> None:
         if self.work is None or not self.accelerator.is_main_process:
