@@ -78,7 +78,7 @@ class _CrossEntropy(torch.autograd.Function):
                 total -= smoothing / classes * said.sum()
             said.exp_()
             if smoothing:  # divided by the share, what is taken off at the target is 1: bf16 has it exactly
-                said.div_(share).sub_(smoothing / share / classes)
+                said.mul_(1 / share).sub_(smoothing / share / classes)
             taken = said.new_full((), (smoothing - 1) / share).expand(right.shape)
             slopes.copy_(said.scatter_add_(1, right, taken))
         ctx.save_for_backward(gradient)
