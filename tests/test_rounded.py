@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests import examples
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 127, 2_048, 2_049, 100_003])
 def test_sizes_are_eight_an_octave_and_an_eighth_larger_at_most(rows: int) -> None:
-    assert rows <= rounded(rows) <= rows + max(0, rows // 8)
+    assert rows <= rounded(rows) <= rows + rows // 8
     assert rounded(rounded(rows)) == rounded(rows)
     assert len({rounded(one) for one in range(1_025, 2_049)}) == 8
 
@@ -38,12 +39,8 @@ def test_results_and_gradients_are_torchs(shape: tuple[int, ...], out: int, bias
     layer, given = nn.Linear(32, out, bias=bias), torch.randn(shape, requires_grad=True)
     found = {}
     for name in ("torch", "ours"):
-        with torch.autocast("cpu", torch.bfloat16):
-            if name == "ours":
-                with RoundedRows():
-                    made = layer(given)
-            else:
-                made = layer(given)
+        with torch.autocast("cpu", torch.bfloat16), RoundedRows() if name == "ours" else nullcontext():
+            made = layer(given)
         assert made.shape == (*shape[:-1], out) and made.dtype is torch.bfloat16
         loss = (made.float() * torch.arange(made.numel()).view(made.shape)).mean()
         found[name] = (made, *torch.autograd.grad(loss, [given, *layer.parameters()]))
