@@ -98,6 +98,18 @@ def test_classification(tmp_path: Path, reviews: Path) -> None:
     torch.testing.assert_close(out.loss, F.cross_entropy(out.logits, batches[0]["labels"]))
 
 
+def test_without_a_task_it_is_the_models_own(tmp_path: Path, reviews: Path, text: list[str]) -> None:
+    classifier = word_piece_model(tmp_path / "classifier", "BERT, classification")
+    decoder, masked = byte_level_model(tmp_path / "decoder"), word_piece_model(tmp_path / "masked", "BERT, masked LM")
+    for path, task, files in (
+        (classifier, "classification", [str(reviews)]),
+        (decoder, "language-modeling", text),
+        (masked, "language-modeling", text),
+    ):
+        (own, *_), (asked, *_) = load_batches(path, None, files), load_batches(path, task, files)
+        assert own.keys() == asked.keys() and all(torch.equal(own[key], asked[key]) for key in own)
+
+
 def test_labels_by_name(tmp_path: Path) -> None:
     path = word_piece_model(tmp_path / "model", "BERT, classification")
     config = json.loads((path / "config.json").read_text())

@@ -147,7 +147,7 @@ def test_evaluate_shows_one_classifier_in_detail_and_several_in_rows(
     ract: Ract, classifying: Path, tmp_path: Path
 ) -> None:
     file = examples.write_rows(tmp_path / "rows.jsonl", examples.reviews(15, seed=8))
-    given = ["--task", "classification", "--data", file, "--no-speed"]
+    given = ["--data", file, "--no-speed"]
     code, out, error = ract("evaluate", classifying, *given)
     assert code == 0, error
     assert all(word in out for word in ("accuracy", "macro-F1", "ECE", "precision", "true ↓ predicted →", "good"))
@@ -159,6 +159,6 @@ def test_evaluate_shows_one_classifier_in_detail_and_several_in_rows(
 def test_evaluate_shows_a_translators_scores_and_signatures(ract: Ract, translating: Path, tmp_path: Path) -> None:
     files = examples.write_pairs(tmp_path, "some", examples.sentences(4))
     given = [word for file in files for word in ("--data", file)]
-    code, out, error = ract("evaluate", translating, "--task", "translation", *given, "--no-speed", "--beams", 1)
+    code, out, error = ract("evaluate", translating, *given, "--no-speed", "--beams", 1)
     assert code == 0, error
     assert all(word in out for word in ("BLEU", "chrF", "tok:13a", "reference:", "loops"))

@@ -59,12 +59,12 @@ def given(weights: str | Sequence[float], n: int, normalize: bool = False, affin
 
 
 def held_out_batches(
-    data: Sequence[str] | Batches | None, task: str, model: ModelDirectory, limit: int | None = None
+    data: Sequence[str] | Batches | None, task: str | None, model: ModelDirectory, limit: int | None = None
 ) -> tuple[Batches, Batches]:
     """Batches to choose by, and a third of them that no choice sees (none where there are fewer than three).
 
-    *data* is batches already, a list of them for each child, or files for *task*, read with the tokenizer of *model*;
-    at most *limit* are taken.
+    *data* is batches already, a list of them for each child, or files for *task* (None: what *model* is made for), read
+    with the tokenizer of *model*; at most *limit* are taken.
     """
     batches: list[Any] = list(data or ())
     if batches and all(isinstance(one, (str, Path)) for one in batches):

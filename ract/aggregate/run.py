@@ -53,7 +53,7 @@ def aggregate(
     weights: Asked = "uniform",
     per: str = "model",
     data: Sequence[str] | Batches | None = None,
-    task: str = "language-modeling",
+    task: str | None = None,
     max_batches: int | None = 48,
     base: PathLike | None = None,
     force: bool = False,
@@ -71,10 +71,11 @@ def aggregate(
     """Aggregate *models* into the model directory *out*, which appears whole or not at all.
 
     *weights* is ``"uniform"``, ``"learned"`` (*per* model, layer or tensor), α as ``".6,.4"`` or a list, or
-    ``{group: α}``. *data* is held-out text, files for *task*, or batches: learned α and data-driven methods need it. At
-    most *max_batches* are used, and a third of those is kept to report how the choice generalises. *base* is the common
-    ancestor, for methods that need it. *max_memory* bounds, in bytes, what is taken above the process itself. *options*
-    are the method's own. A model may be an :class:`Average`, which is not written: its leaves are read instead.
+    ``{group: α}``. *data* is held-out text, files for *task* (by default what the first model is made for), or batches:
+    learned α and data-driven methods need it. At most *max_batches* are used, and a third of those is kept to report
+    how the choice generalises. *base* is the common ancestor, for methods that need it. *max_memory* bounds, in bytes,
+    what is taken above the process itself. *options* are the method's own. A model may be an :class:`Average`, which is
+    not written: its leaves are read instead.
 
     Raises BadInput for what the user can mend: models that do not fit together, α that does not sum to 1, damaged
     files, a config that contradicts its weights, too little disk or memory, an existing *out* without *force*.

@@ -19,7 +19,7 @@ _BATCHES = 6
 def inspect_command(
     models: Models,
     data: Data = None,
-    task: Task = "language-modeling",
+    task: Task = None,
     points: Annotated[int, typer.Option("--points", min=3, help="Points on the line between two models.")] = 11,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the line as a picture.")] = None,
     as_json: Json = False,
@@ -58,7 +58,7 @@ def align_command(
     other: Annotated[Path, typer.Argument(metavar="DIR", help="The model whose units are permuted towards it.")],
     out: Out,
     data: Data = None,
-    task: Task = "language-modeling",
+    task: Task = None,
     seed: Annotated[int, typer.Option("--seed", help="For the order in which layers are matched.")] = 0,
     force: Force = False,
 ) -> None:
@@ -75,7 +75,7 @@ def align_command(
         )
 
 
-def _batches(model: Path, task: str, data: list[str] | None) -> list[Any]:
+def _batches(model: Path, task: str | None, data: list[str] | None) -> list[Any]:
     if not data:
         return []
     from ract.data.heldout import load_batches

@@ -16,7 +16,7 @@ from ract.plan.quantities import show_count, show_size
 def evaluate_command(
     models: Models,
     data: Data = None,
-    task: Task = "language-modeling",
+    task: Task = None,
     fields: Annotated[
         str | None, typer.Option("--fields", help="A row's two fields, by default text,label or source,target.")
     ] = None,
@@ -38,15 +38,17 @@ def evaluate_command(
     """Quality, size and speed of models, side by side: language models, classifiers or translators."""
     if not data:
         raise BadInput("there is no text to evaluate on", "Give --data FILE")
-    if task not in _QUALITY:
+    if task is not None and task not in _QUALITY:
         raise BadInput(f'there is no task "{task}"', nearest(task, _QUALITY))
     with needs_extra("ract evaluate", "train"):
         from ract.evaluate.speed import compare
         from ract.evaluate.tasks import compare_on_rows
+        from ract.model.task import task_of
         from ract.runtime.locate import model_at
     from ract.cli.progress import one_bar
 
     paths, most = [model_at(path) for path in models], size_of(limit, "--limit") if limit else None
+    task = task or task_of(paths[0])
     with one_bar() as report:
         if task == "language-modeling":
             rows = compare(paths, data, limit_bytes=most, speed=speed, progress=report)

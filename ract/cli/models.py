@@ -18,7 +18,13 @@ Data = Annotated[
     list[str] | None,
     typer.Option("--data", metavar="SOURCE", help="Held-out text: a file, a glob, a folder, hf:NAME. Repeatable."),
 ]
-Task = Annotated[str, typer.Option("--task", help="language-modeling, classification or translation.")]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="language-modeling, classification or translation; by default what the (first) model is made for.",
+    ),
+]
 
 
 @app.command("aggregate")
@@ -31,7 +37,7 @@ def aggregate_command(
     ] = "uniform",
     per: Annotated[str, typer.Option("--per", help="Learned weights per model, layer or tensor.")] = "model",
     data: Data = None,
-    task: Task = "language-modeling",
+    task: Task = None,
     base: Annotated[Path | None, typer.Option("--base", metavar="DIR", help="The common ancestor.")] = None,
     option: Annotated[
         list[str] | None,

@@ -20,6 +20,7 @@ from ract.data.rows import labelled, pairs
 from ract.data.tokenizer import TextEncoder, load_tokenizer
 from ract.errors import BadInput, nearest
 from ract.model.live import live_config, model_class, read_config
+from ract.model.task import task_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ _IGNORED = -100  # the label that transformers leaves out of the loss
 
 def load_batches(
     model_dir: Path,
-    task: str,
+    task: str | None,
     files: Sequence[str],
     *,
     block_size: int = 256,
@@ -42,7 +43,8 @@ def load_batches(
 ) -> list[Batch]:
     """At most *limit* batches (None: all) of *files* for the model at *model_dir*, in the files' order.
 
-    *task* is ``"language-modeling"``: text of any source; ``input_ids`` and ``labels``, int64 ``(batch, block)``, where
+    *task* is by default what the model is made for.
+    ``"language-modeling"``: text of any source; ``input_ids`` and ``labels``, int64 ``(batch, block)``, where
     a causal model predicts each next token and an encoder the 15% of its tokens that were masked (Devlin et al. 2019;
     drawn once, from *seed*). ``"classification"``: rows (JSONL, CSV, TSV, Parquet) with ``text`` and ``label`` (a
     number, or a name the model knows); ``labels`` are ``(batch,)``. ``"translation"``: rows with ``source`` and
@@ -52,9 +54,10 @@ def load_batches(
     Raises BadInput: a task or file that is not there, data of another form, a label the model does not have, a model
     that is not made for the task.
     """
+    config = read_config(model_dir)
+    task = task or task_of(config)
     if task not in TASKS:
         raise BadInput(f'there is no task "{task}"', nearest(task, TASKS))
-    config = read_config(model_dir)
     model = _Model(model_dir, model_class(config).__name__, live_config(config))
     block_size = min(block_size, model.positions or block_size)
     if task == "language-modeling":

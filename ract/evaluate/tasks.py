@@ -17,6 +17,7 @@ from ract.evaluate.language_modeling import evaluate_directory
 from ract.evaluate.loading import load_for
 from ract.evaluate.speed import measure_alone
 from ract.evaluate.translation import evaluate_translator
+from ract.model.task import task_of
 
 Progress = Callable[[str, int, int], None]
 Rows = list[tuple[str, str, str]]  # where it stands, text or source, label or target
@@ -25,14 +26,16 @@ _SPEED_TEXTS = 64
 
 
 def evaluate(
-    model: str | Path, files: str | Sequence[str], *, task: str = "language-modeling", **options: Any
+    model: str | Path, files: str | Sequence[str], *, task: str | None = None, **options: Any
 ) -> dict[str, Any]:
-    """The figures of the one *model* on *files*: what ``ract evaluate`` shows, without speed.
+    """The figures of the one *model* on *files* for *task*, by default the model's own: what ``ract evaluate`` shows,
+    without speed.
 
     *options* are those of :func:`ract.evaluate.language_modeling.evaluate_directory` for "language-modeling", and of
     :func:`compare_on_rows` for "classification" and "translation". Raises BadInput as these do.
     """
     sources = [files] if isinstance(files, str) else list(files)
+    task = task or task_of(model)
     if task == "language-modeling":
         return dict(evaluate_directory(Path(model), sources, **options))
     return compare_on_rows([Path(model)], task, sources, **{"speed": False, **options})[0]
