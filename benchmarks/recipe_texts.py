@@ -244,6 +244,11 @@ WORDS: dict[str, dict[str, str]] = {
         "窗口与训练时一样长：128 个字符，最后一行为 256 个字符。"
         "目标：同样的时间内 1.50；一小时内达到 nanoGPT 的 GPU 数字 1.47。",
     },
+    "untimed": {
+        "en": "Last row: {count} of the seeds were trained on a GPU with the same budget. They count for the loss, "
+        "not for the wall clock.",
+        "zh": "最后一行有 {count} 个种子在 GPU 上以同样的计算量训练，只计入损失，不计入用时。",
+    },
     "again": {"en": "Any row again:", "zh": "重做任意一行："},
     "met": {"en": "met", "zh": "达到"},
     "missed": {"en": "missed", "zh": "未达到"},

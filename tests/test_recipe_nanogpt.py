@@ -101,6 +101,13 @@ def test_a_comparison_that_was_stopped_goes_on_with_the_same_budget(
     assert len(list((tmp_path / "work" / "nanogpt").glob("ours-single-1x16-0.02-*"))) == 3
 
 
+def test_a_seed_of_an_accelerator_counts_for_the_loss_and_not_for_the_clock() -> None:
+    here = {"nats_per_character": 1.4, "seconds": 60.0, "parameters": 7, "accelerator": False}
+    row = recipe_nanogpt._joined([here, {**here, "nats_per_character": 1.5, "seconds": 2.0, "accelerator": True}])
+    assert row["seconds"] == 60.0 and row["untimed"] == 1 and row["nats_per_character"] == pytest.approx(1.45)
+    assert recipe_nanogpt._joined([here, here])["untimed"] == 0
+
+
 @pytest.mark.slow
 def test_ours_is_measured_on_text_that_served_no_choice(files: dict[str, Path], tmp_path: Path) -> None:
     ensemble = next(one for one in CONTENDERS if one.recipe == "ensemble")
