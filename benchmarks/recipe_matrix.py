@@ -148,7 +148,7 @@ def had_second_lap(known: Mapping[str, Any]) -> bool:
 
 def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterator[Spec]:
     """Every run, the first seed of all of them before the second of any."""
-    for number, seed in enumerate(seeds):
+    for seed in seeds:
         for setting in SETTINGS:
             for corpus in corpora:
                 place = cell(corpus, setting, scale)
@@ -158,7 +158,7 @@ def matrix(corpora: Sequence[str], seeds: Sequence[int], scale: float) -> Iterat
                 more += SIDE_BY_SIDE[setting] if corpus in CURVED else ()
                 for name in dict.fromkeys([*core, *more]):
                     yield Spec(place, name, seed)
-                if number == 0 and corpus in CURVED:
+                if corpus in CURVED:
                     for name, fraction in CURVE[setting]:
                         yield Spec(place, name, seed, fraction=fraction)
 

@@ -127,6 +127,16 @@ def test_what_an_accelerator_made_has_losses_and_no_times() -> None:
     assert "one worker" not in tables({**found, "scale": 1.0}, "en")
 
 
+def test_seconds_of_two_machines_are_not_averaged() -> None:
+    spec = spec_named("wikipedia/compute/single/0", 1.0)
+    slow = {"b": {**node(700), "tokens": 1}}
+    there = {**record(1), "device": "a slower machine", "nodes": slow}
+    runs = [(spec, record(0)), (replace(spec, seed=1), there)]
+    both = judge(runs, {})["cells"]["wikipedia/compute"]["recipes"]["single"]
+    assert both["processor_seconds"] == both["critical_seconds"]["4"] == 7.0
+    assert {one["device"] for one in both["runs"]} == {"a machine", "a slower machine"}
+
+
 def record(seed: int) -> dict[str, Any]:
     """A finished run of one node."""
     loss = {"nats_per_token": 3.0 + seed, "bits_per_byte": 1.0}
