@@ -34,7 +34,10 @@ def results(runs: Runs, tuning: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(found: Mapping[str, Runs]) -> dict[str, Any]:
-    recipes = {name: _recipe(runs) for name, runs in found.items()}
+    # Two machines have no mean of their seconds, and rows of two are not compared: the first that was timed counts.
+    timed = (record["device"] for runs in found.values() for _, record in runs if not record.get("accelerator"))
+    clock = next(timed, "")
+    recipes = {name: _recipe(runs, clock) for name, runs in found.items()}
     for name, runs in found.items():
         others = [control for control in CONTROLS if control in found and control != name]
         compared = {control: _against(runs, found[control]) for control in others}
@@ -54,15 +57,14 @@ def _cell(found: Mapping[str, Runs]) -> dict[str, Any]:
     }
 
 
-def _recipe(runs: Runs) -> dict[str, Any]:
+def _recipe(runs: Runs, clock: str) -> dict[str, Any]:
     one: dict[str, Any] = {"fraction": runs[0][1]["fraction"], "values": runs[0][1]["values"]}
     one |= {"parameters": runs[0][1]["parameters"], "runs": [_run(record) for _, record in runs]}
     for split in ("valid", "test"):
         one[split] = mean_and_spread([run[split] for run in one["runs"]])
     one["test_bits_per_byte"] = mean_and_spread([run["test_bits_per_byte"] for run in one["runs"]])
     one["flops"] = statistics.fmean(run["flops"] for run in one["runs"])
-    timed = [run for run in one["runs"] if "critical_seconds" in run]
-    timed = [run for run in timed if run["device"] == timed[0]["device"]]  # two machines have no mean of their seconds
+    timed = [run for run in one["runs"] if "critical_seconds" in run and run["device"] == clock]
     if timed:
         one["processor_seconds"] = statistics.fmean(run["processor_seconds"] for run in timed)
         one["critical_seconds"] = {

@@ -94,8 +94,8 @@ What the tables below say; the seeds stand in every row, and with one seed a dif
   each parameter.
 - **Compute is scarce and the size is given, too large for the budget: stack once.** A quarter of the depth trained
   first, stacked and healed is 2.7 to 4.8% better than the single model of that size on all six corpora; with ten times
-  the size and the budget 5 to 7%. With half of the budget the lead is 5%, with twice of it 2 to 3%. Two hops do nearly
-  as well, three or a single block worse; a merge of branches loses to the single model.
+  the size and the budget 5 to 7%. With half of the budget the lead is 5 to 6%, with twice of it 2 to 3%. Two hops do
+  nearly as well, three or a single block worse; a merge of branches loses to the single model.
 - **Compute is scarce and the size is free: train one model.** Growing it ties on the four English corpora and loses
   0.7% (zh_wikipedia) and 1.5% (tinyshakespeare), where the best size is the smallest of those offered. Ten times
   larger, where it is not, growing gains 0.5% (wikipedia) or ties (zh_wikipedia).
@@ -111,7 +111,7 @@ What the tables below say; the seeds stand in every row, and with one seed a dif
   compute is scarce, four workers with a leaf of 2 blocks of width 64 each reach the loss of the single model of the
   given size in 30% (wikipedia) and 36% (zh_wikipedia) of its time on one, with 50 and 70% of its parameters; at equal
   FLOPs the loss is 5 and 6% lower. Growth and merges gain little time. On one machine a single model of the best size
-  is the better choice: on one core it takes 63% of that time (wikipedia), and cores that share its batches take less.
+  is the better choice: on one core it takes 64% of that time (wikipedia), and cores that share its batches take less.
 """,
     "zh": """## 何时用哪种
 
@@ -121,7 +121,7 @@ What the tables below say; the seeds stand in every row, and with one seed a dif
   所以 `ract init` 不会造每个参数分不到 4 个词元的模型。
 - **算力稀缺，大小已定且对预算来说太大：堆叠一次。** 先训练四分之一的深度，堆叠后修复，
   在全部六个语料上比同样大小的单个模型好 2.7% 到 4.8%；大小和预算都为十倍时好 5% 到 7%。
-  预算减半时领先 5%，加倍时 2% 到 3%。分两步几乎一样好，三步或从单个块开始更差；分支合并不如单个模型。
+  预算减半时领先 5% 到 6%，加倍时 2% 到 3%。分两步几乎一样好，三步或从单个块开始更差；分支合并不如单个模型。
 - **算力稀缺，大小可选：训练一个模型。** 增长在四个英文语料上与之持平，在 zh_wikipedia 上差 0.7%，
   在 tinyshakespeare 上差 1.5%：那里最好的大小就是可选的最小的。大十倍时并非如此，
   增长好 0.5%（wikipedia）或持平（zh_wikipedia）。
@@ -136,7 +136,7 @@ What the tables below say; the seeds stand in every row, and with one seed a dif
 - **多个不能共享批次的处理器**（多块板子、多台机器）：集成的叶子可以同时训练。算力稀缺时，四个处理器各训练一个
   2 块、宽 64 的叶子，达到给定大小的单个模型的损失只用它在一个处理器上时间的 30%（wikipedia）和 36%（zh_wikipedia），
   参数为其 50% 和 70%；FLOPs 相同时损失低 5% 和 6%。增长和合并省不了多少时间。
-  在一台机器上，最佳大小的单个模型更合适：一个核心只用 63% 的时间（wikipedia），多个核心共享其批次则更少。
+  在一台机器上，最佳大小的单个模型更合适：一个核心只用 64% 的时间（wikipedia），多个核心共享其批次则更少。
 """,
 }
 WORDS: dict[str, dict[str, str]] = {

@@ -131,8 +131,11 @@ def test_seconds_of_two_machines_are_not_averaged() -> None:
     spec = spec_named("wikipedia/compute/single/0", 1.0)
     slow = {"b": {**node(700), "tokens": 1}}
     there = {**record(1), "device": "a slower machine", "nodes": slow}
-    runs = [(spec, record(0)), (replace(spec, seed=1), there)]
-    both = judge(runs, {})["cells"]["wikipedia/compute"]["recipes"]["single"]
+    another = spec_named("wikipedia/compute/stack/0", 1.0)
+    runs = [(spec, record(0)), (replace(spec, seed=1), there), (another, there)]
+    found = judge(runs, {})["cells"]["wikipedia/compute"]["recipes"]
+    assert "critical_seconds" not in found["stack"]
+    both = found["single"]
     assert both["processor_seconds"] == both["critical_seconds"]["4"] == 7.0
     assert {one["device"] for one in both["runs"]} == {"a machine", "a slower machine"}
 
