@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ract.data.corpus import documents
 from ract.data.rows import labelled, pairs
@@ -55,10 +52,11 @@ def load_batches(
     that is not made for the task.
     """
     config = read_config(model_dir)
-    task = task or task_of(config)
+    made_for = task_of(config)
+    task = task or made_for
     if task not in TASKS:
         raise BadInput(f'there is no task "{task}"', nearest(task, TASKS))
-    model = _Model(model_dir, model_class(config).__name__, live_config(config))
+    model = _Model(model_dir, model_class(config).__name__, live_config(config), made_for)
     block_size = min(block_size, model.positions or block_size)
     if task == "language-modeling":
         batches = _language_modeling(model, files, block_size, batch_size, seed)
@@ -77,6 +75,7 @@ class _Model:
     path: Path
     class_name: str
     config: PretrainedConfig
+    made_for: str
 
     def is_a(self, ending: str, names: Mapping[str, Any] | None = None) -> bool:
         """Whether its class is called …*ending*, or is one of those that transformers lists in *names*."""
@@ -148,7 +147,7 @@ def _blocks(encoder: TextEncoder, files: Sequence[str], size: int) -> Iterator[l
 def _classification(
     model: _Model, rows: Iterable[tuple[str, str, str]], block_size: int, batch_size: int
 ) -> Iterator[Batch]:
-    if not model.is_a("ForSequenceClassification"):
+    if model.made_for != "classification":
         problem = f"{model.path} is a {model.class_name}, which classifies no texts"
         raise BadInput(problem, "Give a …ForSequenceClassification")
     tokenizer = load_tokenizer(model.path)
@@ -174,7 +173,7 @@ def label_number(label: str, config: PretrainedConfig, where: str) -> int:
 def _translation(
     model: _Model, sentences: Iterable[tuple[str, str, str]], block_size: int, batch_size: int
 ) -> Iterator[Batch]:
-    if not model.is_a("ForSeq2SeqLM", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES):
+    if model.made_for != "translation":
         problem = f"{model.path} is a {model.class_name}, which translates no texts"
         raise BadInput(problem, "Give an encoder-decoder model with a head (…ForConditionalGeneration)")
     tokenizer = load_tokenizer(model.path)
