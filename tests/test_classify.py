@@ -153,7 +153,7 @@ def test_heads_that_do_not_choose_one_class_are_refused(tmp_path: Path, changes:
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, reader: TextClassifier) -> None:
-    with pytest.raises(BadInput, match="is a Qwen3ForCausalLM, not a text classifier"):
+    with pytest.raises(BadInput, match="is of class Qwen3ForCausalLM, not a text classifier"):
         TextClassifier(byte_level_model(tmp_path / "decoder"))
     with pytest.raises(BadInput, match="batch_size = 0"):
         reader.classify(["a"], batch_size=0)

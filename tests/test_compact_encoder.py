@@ -130,5 +130,5 @@ def test_a_bare_checkpoint_becomes_a_classifier_with_a_head_from_the_seed(tmp_pa
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="is a bert, for which transformers has no model for translation"):
+    with pytest.raises(BadInput, match="is of type bert, for which transformers has no model for translation"):
         checkpoint_shape(bert(tmp_path / "bert"), "translation", {})

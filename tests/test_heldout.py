@@ -148,11 +148,11 @@ def write(path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("zoo", "task", "files", "message"),
     [
-        ("BERT", "language-modeling", lambda d: [write(d / "a.txt", TEXT)], "is a BertModel, which predicts no tokens"),
-        ("T5", "language-modeling", lambda d: [write(d / "a.txt", TEXT)], "a T5ForConditionalGeneration, which"),
+        ("BERT", "language-modeling", lambda d: [write(d / "a.txt", TEXT)], "of class BertModel, which predicts no"),
+        ("T5", "language-modeling", lambda d: [write(d / "a.txt", TEXT)], "of class T5ForConditionalGeneration, which"),
         ("BERT", "clasification", lambda d: [], 'no task "clasification". Did you mean "classification"'),
-        ("BERT", "classification", lambda d: [write(d / "a.jsonl", "{}")], "is a BertModel, which classifies no texts"),
-        ("BERT", "translation", lambda d: [write(d / "a.jsonl", "{}")], "is a BertModel, which translates no texts"),
+        ("BERT", "classification", lambda d: [write(d / "a.jsonl", "{}")], "of class BertModel, which classifies"),
+        ("BERT", "translation", lambda d: [write(d / "a.jsonl", "{}")], "of class BertModel, which translates"),
         ("BERT, classification", "classification", lambda d: [write(d / "a.txt", "x")], "a.txt has no rows"),
         ("BERT, classification", "classification", lambda d: [write(d / "a.jsonl", "\n")], "a.jsonl holds no rows"),
         ("BERT, classification", "classification", lambda d: [str(d / "none.jsonl")], "none.jsonl does not exist"),

@@ -141,7 +141,7 @@ def test_a_uniform_model_takes_the_entropy_of_its_vocabulary(directory: Path, te
 
 def test_what_is_no_causal_language_model_is_refused(directory: Path, text: list[str], tmp_path: Path) -> None:
     bert = word_piece_model(tmp_path / "bert", "BERT, masked LM")
-    with pytest.raises(BadInput, match="is a BertForMaskedLM, not a causal language model"):
+    with pytest.raises(BadInput, match="is of class BertForMaskedLM, not a causal language model"):
         evaluate_directory(bert, text)
     with pytest.raises(BadInput, match="absent is not a directory"):
         evaluate_directory(tmp_path / "absent", text)

@@ -164,7 +164,7 @@ def test_children_that_compute_differently_are_refused(tmp_path: Path) -> None:
     paths = [save(pico("Llama", 0), tmp_path / "a"), save(pico("Llama", 1, rms_norm_eps=1e-3), tmp_path / "b")]
     with pytest.raises(BadInput, match="rms_norm_eps"):
         recipe(paths)
-    with pytest.raises(BadInput, match=r"a LlamaForCausalLM, .* a MistralForCausalLM"):
+    with pytest.raises(BadInput, match=r"of class LlamaForCausalLM, .* of class MistralForCausalLM"):
         recipe([paths[0], save(pico("Mistral"), tmp_path / "c")])
     scaled = children(tmp_path / "scaled", "GPT-2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(BadInput, match="compute differently by depth"):

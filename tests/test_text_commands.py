@@ -126,7 +126,7 @@ def test_utf_16_is_named_rather_than_garbled(tmp_path: Path, encoding: str) -> N
         (["classify", "{c}"], "give texts, a file, or -"),
         (["classify", "{c}", "a", "--file", "b.txt"], "give texts, a file, or -"),
         (["classify", "{c}", "--file", "absent.txt"], "absent.txt does not exist"),
-        (["classify", "{t}", "a"], "is a MarianMTModel, not a text classifier"),
+        (["classify", "{t}", "a"], "is of class MarianMTModel, not a text classifier"),
         (["translate", "{c}", "a"], "not an encoder-decoder"),
         (["translate", "absent", "a"], "absent"),
         (["evaluate", "{c}", "--data", "x.jsonl", "--task", "clasification"], 'Did you mean "classification"?'),

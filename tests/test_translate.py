@@ -158,7 +158,7 @@ def test_the_function_takes_one_text_or_many(directory: Path) -> None:
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, reader: Translator) -> None:
-    with pytest.raises(BadInput, match="is a BertForMaskedLM, not an encoder-decoder"):
+    with pytest.raises(BadInput, match="is of class BertForMaskedLM, not an encoder-decoder"):
         Translator(word_piece_model(tmp_path / "bert", "BERT, masked LM"))
     with pytest.raises(BadInput, match="at least 1"):
         reader.translate(["a"], num_beams=0)

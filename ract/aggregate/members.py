@@ -68,8 +68,8 @@ def same_kind(members: Sequence[Member], but: Sequence[str] = ()) -> None:
     for other in members[1:]:
         if other.anatomy.model_class != first.anatomy.model_class:
             raise BadInput(
-                f"{first.directory.path} is a {first.anatomy.model_class}, "
-                f"{other.directory.path} a {other.anatomy.model_class}",
+                f"{first.directory.path} is of class {first.anatomy.model_class}, "
+                f"{other.directory.path} of class {other.anatomy.model_class}",
                 "Give models of one architecture, or use --method ensemble",
             )
         a, b = first.anatomy.config, other.anatomy.config

@@ -100,7 +100,7 @@ def _language_modeling(
         yield from _masked(blocks, load_tokenizer(model.path), encoder.vocab_size, seed)
     else:
         raise BadInput(
-            f"{model.path} is a {model.class_name}, which predicts no tokens of plain text",
+            f"{model.path} is of class {model.class_name}, which predicts no tokens of plain text",
             "Give a …ForCausalLM or …ForMaskedLM, or the task this model is made for",
         )
 
@@ -148,7 +148,7 @@ def _classification(
     model: _Model, rows: Iterable[tuple[str, str, str]], block_size: int, batch_size: int
 ) -> Iterator[Batch]:
     if model.made_for != "classification":
-        problem = f"{model.path} is a {model.class_name}, which classifies no texts"
+        problem = f"{model.path} is of class {model.class_name}, which classifies no texts"
         raise BadInput(problem, "Give a …ForSequenceClassification")
     tokenizer = load_tokenizer(model.path)
     if tokenizer.pad_token_id is None or model.config.pad_token_id is None:
@@ -174,7 +174,7 @@ def _translation(
     model: _Model, sentences: Iterable[tuple[str, str, str]], block_size: int, batch_size: int
 ) -> Iterator[Batch]:
     if model.made_for != "translation":
-        problem = f"{model.path} is a {model.class_name}, which translates no texts"
+        problem = f"{model.path} is of class {model.class_name}, which translates no texts"
         raise BadInput(problem, "Give an encoder-decoder model with a head (…ForConditionalGeneration)")
     tokenizer = load_tokenizer(model.path)
     if tokenizer.pad_token_id is None:

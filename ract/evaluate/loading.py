@@ -6,35 +6,19 @@ from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
 
 from ract.checkpoint.directory import open_model
 from ract.checkpoint.live import load_model
 from ract.data.tokenizer import load_tokenizer
 from ract.errors import BadInput
 from ract.model.live import model_class
+from ract.model.task import is_made_for
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-# Task → how the class is called, what else it may be called, what a wrong one is not, and what to give instead.
-_KINDS: dict[str, tuple[str, frozenset[str], str, str]] = {
-    "language-modeling": (
-        "ForCausalLM",
-        frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()),
-        "a causal language model",
-        "Give a model that continues text (…ForCausalLM)",
-    ),
-    "classification": (
-        "ForSequenceClassification",
-        frozenset(),
-        "a text classifier",
-        "Give a model that was trained to classify (…ForSequenceClassification)",
-    ),
+_WANTED = {  # task → what a wrong model is not, and what to give instead
+    "language-modeling": ("a causal language model", "Give a model that continues text (…ForCausalLM)"),
+    "classification": ("a text classifier", "Give a model that was trained to classify (…ForSequenceClassification)"),
     "translation": (
-        "ForSeq2SeqLM",
-        frozenset(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()),
         "an encoder-decoder that writes text",
         "Give a model that was trained to translate (…ForConditionalGeneration, MarianMTModel)",
     ),
@@ -52,10 +36,10 @@ def load_for(task: str, path: Path, *, dtype: torch.dtype | None = None, device:
     *task* is "language-modeling", "classification" or "translation". Raises BadInput: no model directory, not a model
     for the task, a tensor absent or of another shape (it would be made up at random), no tokenizer.
     """
-    ending, others, wanted, remedy = _KINDS[task]
-    cls = model_class(open_model(path).config)
-    if not (cls.__name__.endswith(ending) or cls.__name__ in others):
-        raise BadInput(f"{path} is a {cls.__name__}, not {wanted}", remedy)
+    name = model_class(open_model(path).config).__name__
+    if not is_made_for(task, name):
+        wanted, remedy = _WANTED[task]
+        raise BadInput(f"{path} is of class {name}, not {wanted}", remedy)
     model = load_model(path, dtype=dtype or "auto")
     if task == "classification":
         _check_classes(model.config, path)

@@ -42,7 +42,7 @@ def write(source: Source, staging: Path, precision: str) -> int:
     try:
         program = _program(source if precision == "fp32" else _quantized(source, precision), precision)
     except Exception as error:  # tracing and lowering fail with errors of every kind
-        what = f"{source.directory} is a {source.architecture}, which ExecuTorch does not take"
+        what = f"{source.directory} is of class {source.architecture}, which ExecuTorch does not take"
         raise BadInput(f"{what} ({first_line(error)})", "Use --format onnx or litert") from error
     with (staging / FILE_NAME).open("wb") as file:
         program.write_to_file(file)

@@ -50,7 +50,7 @@ def write(source: Source, staging: Path, precision: str) -> int:
                 converted = converted.signature(name, graph, sample_kwargs=sample)
             converted.convert().export(str(staging / FILE_NAME))
     except Exception as error:  # tracing and converting fail with errors of every kind
-        what = f"{source.directory} is a {source.architecture}, which LiteRT's converter does not take"
+        what = f"{source.directory} is of class {source.architecture}, which LiteRT's converter does not take"
         raise BadInput(f"{what} ({first_line(error)})", "Use --format onnx or openvino") from error
     config: Any = source.model.config
     _rename(staging / FILE_NAME, config.num_labels if source.kind == "encoder" else config.vocab_size)

@@ -89,4 +89,5 @@ def _kind(model: PreTrainedModel, directory: Path) -> Kind:
         return "encoder-decoder"
     if model.can_generate():
         return "decoder"
-    raise BadInput(f"{directory} is a {name}, which neither writes nor classifies text", "Export a model with a head")
+    problem = f"{directory} is of class {name}, which neither writes nor classifies text"
+    raise BadInput(problem, "Export a model with a head")

@@ -56,7 +56,7 @@ def task_class(path: Path, task: str) -> type[PreTrainedModel]:
         return _CLASSES[task]._model_mapping[type(config)]
     except KeyError as error:
         raise BadInput(
-            f"{path} is a {config.model_type}, for which transformers has no model for {task}",
+            f"{path} is of type {config.model_type}, for which transformers has no model for {task}",
             "Give a checkpoint that is made for the task: an encoder for classification, an encoder-decoder for "
             "translation, a decoder for language-modeling",
         ) from error

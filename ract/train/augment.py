@@ -68,7 +68,7 @@ def _joined_from(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "BPE":
         raise BadInput(
-            f"token_splits divides the tokens of a byte-pair encoding, and this tokenizer is a {model['type']}",
+            f"token_splits divides the tokens of a byte-pair encoding, and this tokenizer is of type {model['type']}",
             "Leave token_splits out",
         )
     numbers = model["vocab"]
