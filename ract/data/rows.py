@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ract.data.sources import (
     HUB,
     JSONL_SUFFIXES,
     HubDataset,
+    Meter,
     TextFile,
     jsonl_rows,
     not_utf8,
@@ -28,35 +29,49 @@ Row = tuple[str, dict[str, Any]]
 
 
 def labelled(
-    sources: Sequence[str], text_field: str = "text", label_field: str = "label"
+    sources: Sequence[str], text_field: str = "text", label_field: str = "label", meter: Meter | None = None
 ) -> Iterator[tuple[str, str, str]]:
     """``(where, text, label)`` of every row of *sources*; *where* names the file and the line or row.
+
+    *meter* is told how far the files have been read.
 
     A label is a string; numbers and booleans are written as such, the classes of a data set by their names.
     Raises BadInput: a format that has no rows, an absent column (naming those there are), an empty label, not UTF-8.
     """
     for source in sources:
-        for where, row in _rows(source, 'a file with rows like {"text": "…", "label": 0}'):
+        for where, row in _rows(source, 'a file with rows like {"text": "…", "label": 0}', meter):
             yield where, text_of(row, text_field, where), _label(row, label_field, where)
 
 
 def pairs(
-    sources: Sequence[str], source_field: str = "source", target_field: str = "target"
+    sources: Sequence[str], source_field: str = "source", target_field: str = "target", meter: Meter | None = None
 ) -> Iterator[tuple[str, str, str]]:
     """``(where, source, target)`` of every pair of *sources*: rows with both fields, or plain text files, two and two,
-    whose lines correspond (the first of the two is the source).
+    whose lines correspond (the first of the two is the source). *meter* is told how far the files have been read.
 
     Raises BadInput: a text file without its counterpart, two of unequal length (naming the line), an absent column.
+    """
+    for unit in read_together(sources):
+        if len(unit) == 2:
+            yield from _aligned(Path(unit[0]), Path(unit[1]), meter)
+        else:
+            for where, row in _rows(unit[0], "a file with rows of source and target", meter):
+                yield where, text_of(row, source_field, where), text_of(row, target_field, where)
+
+
+def read_together(sources: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The *sources* of pairs in turn: one that has rows alone, plain text files two and two.
+
+    Raises BadInput for a text file without its counterpart.
     """
     waiting: str | None = None
     for source in sources:
         if _has_rows(source):
-            for where, row in _rows(source, "a file with rows of source and target"):
-                yield where, text_of(row, source_field, where), text_of(row, target_field, where)
+            yield (source,)
         elif waiting is None:
             waiting = source
         else:
-            yield from _aligned(Path(waiting), Path(source))
+            yield waiting, source
             waiting = None
     if waiting is not None:
         raise BadInput(
@@ -69,13 +84,13 @@ def _has_rows(source: str) -> bool:
     return source.startswith(HUB) or Path(source).suffix.lower() in JSONL_SUFFIXES | TABLE_SUFFIXES
 
 
-def _rows(source: str, wanted: str) -> Iterator[Row]:
+def _rows(source: str, wanted: str, meter: Meter | None) -> Iterator[Row]:
     some = False
     for item in resolve(source):
         if isinstance(item, HubDataset):
             found: Iterator[Row] = ((f"{source} row {n}", row) for n, row in enumerate(item.records(), start=1))
         else:
-            found = _file_rows(item, wanted)
+            found = _file_rows(item, wanted, meter)
         for where, row in found:
             some = True
             yield where, row
@@ -83,24 +98,24 @@ def _rows(source: str, wanted: str) -> Iterator[Row]:
         raise BadInput(f"{source} holds no rows", "Give data that is not empty")
 
 
-def _file_rows(item: TextFile, wanted: str) -> Iterator[Row]:
+def _file_rows(item: TextFile, wanted: str, meter: Meter | None) -> Iterator[Row]:
     suffix = item.path.suffix.lower()
     if item.is_jsonl:
-        return ((f"{item.path} line {number}", row) for number, row in jsonl_rows(item.path))
+        return ((f"{item.path} line {number}", row) for number, row in jsonl_rows(item.path, meter))
     if suffix in (".csv", ".tsv"):
-        return _table_rows(item.path, "," if suffix == ".csv" else "\t")
+        return _table_rows(item.path, "," if suffix == ".csv" else "\t", meter)
     if suffix == ".parquet":
-        return _parquet_rows(item.path)
+        return _parquet_rows(item.path, meter)
     raise BadInput(
         f"{item.path} has no rows: {suffix or 'a file without an ending'} is not JSONL, CSV, TSV or Parquet",
         f"Give {wanted}",
     )
 
 
-def _table_rows(path: Path, delimiter: str) -> Iterator[Row]:
+def _table_rows(path: Path, delimiter: str, meter: Meter | None) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be long
     with readable(str(path)), path.open("rb") as binary:
-        reader = csv.DictReader(_decoded(binary, path), delimiter=delimiter, restkey="")
+        reader = csv.DictReader(_decoded(binary, path, meter), delimiter=delimiter, restkey="")
         try:
             for row in reader:
                 if row.get(""):
@@ -111,26 +126,32 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[Row]:
             raise BadInput(f"{path} line {reader.line_num}: {error}", "Write it as plain CSV again") from error
 
 
-def _decoded(binary: Any, path: Path) -> Iterator[str]:
+def _decoded(binary: Iterable[bytes], path: Path, meter: Meter | None) -> Iterator[str]:
     offset = 0
     for line in binary:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise not_utf8(path, offset + error.start) from error
+        if meter is not None:
+            meter.bytes += len(line)
         yield text.removeprefix("\ufeff") if offset == 0 else text
         offset += len(line)
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, meter: Meter | None) -> Iterator[Row]:
     with needs_extra(f"Reading {path}", "train"):
         import pyarrow.parquet
     number = 0
     with readable(str(path)):
         try:
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            file = pyarrow.parquet.ParquetFile(path)
+            row_bytes = path.stat().st_size / max(1, file.metadata.num_rows)
+            for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
+                    if meter is not None:
+                        meter.bytes += row_bytes
                     yield f"{path} row {number}", row
         except pyarrow.ArrowException as error:
             reason = str(error).splitlines()[0]
@@ -151,8 +172,9 @@ def _label(row: dict[str, Any], field: str, where: str) -> str:
     return whole(text.strip(), field, where)
 
 
-def _aligned(source: Path, target: Path) -> Iterator[tuple[str, str, str]]:
-    for number, (left, right) in enumerate(itertools.zip_longest(_lines(source), _lines(target)), start=1):
+def _aligned(source: Path, target: Path, meter: Meter | None) -> Iterator[tuple[str, str, str]]:
+    lines = itertools.zip_longest(_lines(source, meter), _lines(target, meter))
+    for number, (left, right) in enumerate(lines, start=1):
         if left is None or right is None:
             short = source if left is None else target
             raise BadInput(
@@ -162,15 +184,9 @@ def _aligned(source: Path, target: Path) -> Iterator[tuple[str, str, str]]:
         yield f"{source} line {number}", left, right
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, meter: Meter | None) -> Iterator[str]:
     if not path.is_file():
         raise BadInput(f"{path} does not exist", "Give two files whose lines correspond")
-    offset = 0
     with readable(str(path)), path.open("rb") as file:
-        for line in file:
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise not_utf8(path, offset + error.start) from error
-            yield (text.removeprefix("\ufeff") if offset == 0 else text).rstrip("\r\n")
-            offset += len(line)
+        for line in _decoded(file, path, meter):
+            yield line.rstrip("\r\n")

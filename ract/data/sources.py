@@ -87,6 +87,13 @@ class HubDataset:
 Source = TextFile | HubDataset
 
 
+@dataclass
+class Meter:
+    """How many *bytes* of its files a reader has come through."""
+
+    bytes: float = 0
+
+
 def resolve(source: str) -> Iterator[Source]:
     """The files or the data set that *source* names, in a fixed order; one by one, since there may be many.
 
@@ -127,7 +134,7 @@ def size_bytes(sources: Sequence[str]) -> int | None:
     return total
 
 
-def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def jsonl_rows(path: Path, meter: Meter | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """``(line number from 1, object)`` for every line of a JSONL file that is not blank; BadInput names the line."""
     offset = 0
     with readable(str(path)), path.open("rb") as file:
@@ -141,6 +148,8 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise BadInput(
                     f"{path} line {number} is not valid JSON ({error})", "Write one JSON object a line"
                 ) from error
+            if meter is not None:
+                meter.bytes += len(line)
             if row is not None:
                 if not isinstance(row, dict):
                     raise BadInput(f"{path} line {number} holds no JSON object", 'Write lines like {"text": "…"}')

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ract.cost import BYTES_PER_PARAMETER
-from ract.data.sources import size_bytes
 from ract.plan.defaults import TOKENS_PER_PARAMETER
 from ract.plan.derive import build_graph
-from ract.plan.graph import DataSize, Graph, Node
-from ract.plan.schema import Plan, load_plan
+from ract.plan.graph import Graph, Node
+from ract.plan.schema import load_plan
 from ract.tree.data import origin_of
 from ract.tree.machine import check_memory, memory_of, seconds_of, threads_for, training_speed, worker_count
-
-# Text bytes per token of a byte-level BPE, by vocabulary: measured on English, code and Chinese, rounded down.
-_BYTES_PER_TOKEN = {512: 2.0, 1024: 2.4, 2048: 2.9, 4096: 3.3, 8192: 3.7, 16384: 4.0}
+from ract.tree.size import estimated_size
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,14 @@ class Check:
 def check(plan: str | Path, *, workers: int | None = None, calibrate: bool = True) -> Check:
     """Validate *plan* and say what it costs.
 
-    The number of training tokens is estimated from the size of the text. Times come from a short calibration of this
-    machine, made once in a process of its own (not at all without *calibrate*).
+    The number of training tokens is estimated (:func:`ract.tree.size.estimated_size`). Times come from a short
+    calibration of this machine, made once in a process of its own (not at all without *calibrate*).
     Raises BadInput for what is wrong with the plan, its data, or the machine's memory.
     """
     table = load_plan(plan)
-    size = estimated_size(table)
-    graph = build_graph(table, size, origin_of(table, [str(i) for i in range(size.labels)]))
+    origin = origin_of(table, ["0", "1"] if table.data.task == "classification" else [])
+    size = estimated_size(table, origin.shape.vocab_size if origin else table.tokenizer.vocab_size)
+    graph = build_graph(table, size, origin)
     check_memory(graph)
     count = worker_count(graph, workers)
     threads = {node.name: threads_for(graph, node.name, count) for node in graph}
@@ -76,24 +74,6 @@ def check(plan: str | Path, *, workers: int | None = None, calibrate: bool = Tru
         seconds=_makespan(graph, seconds, count) if len(seconds) == len(graph.nodes) else None,
         single=_single(graph),
     )
-
-
-def estimated_size(plan: Plan) -> DataSize:
-    """The tokens of the train split, from the size of its text (0 where a data set does not say its size).
-
-    Two classes are assumed where there are any: more of them cost next to nothing.
-    """
-    data = plan.data
-    nearest = min(_BYTES_PER_TOKEN, key=lambda v: abs(v - plan.tokenizer.vocab_size))
-
-    def tokens(sources: list[str], valid: list[str], test: list[str]) -> int:
-        held_out = (0.0 if valid else data.valid_fraction) + (0.0 if test else data.test_fraction)
-        return int((size_bytes(sources) or 0) * (1 - held_out) / _BYTES_PER_TOKEN[nearest])
-
-    domains = {name: tokens(d.train, d.valid, d.test) for name, d in data.domains.items()}
-    train = tokens(data.train, data.valid, data.test) + sum(domains.values())
-    unlabelled = int((size_bytes(data.unlabelled) or 0) / _BYTES_PER_TOKEN[nearest])
-    return DataSize(train, domains, train + unlabelled, labels=2 if data.task == "classification" else 0)
 
 
 def _rows(graph: Graph, threads: dict[str, int], seconds: dict[str, float]) -> list[Row]:
