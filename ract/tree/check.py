@@ -1,4 +1,4 @@
-"""``ract check``: what a plan will build and cost, without torch and without reading the text twice."""
+"""``ract check``: what a plan will build and cost, without torch and from the first rows of the data."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check(plan: str | Path, *, workers: int | None = None, calibrate: bool = Tru
     """
     table = load_plan(plan)
     origin = origin_of(table, ["0", "1"] if table.data.task == "classification" else [])
-    size = estimated_size(table, origin.shape.vocab_size if origin else table.tokenizer.vocab_size)
+    size = estimated_size(table, origin)
     graph = build_graph(table, size, origin)
     check_memory(graph)
     count = worker_count(graph, workers)
