@@ -58,7 +58,7 @@ def run_all(specs: Sequence[Spec], work: Path, data: Path | None, jobs: int | No
                 running = list(under_way.values())
                 print(_status(finished, len(specs), running, waiting, work, count), file=sys.stderr, flush=True)
     finally:
-        _end(pool)
+        _end(pool, stop=bool(under_way))
     return failed
 
 
@@ -79,8 +79,11 @@ def _begin(turns: Any) -> None:
         os.sched_setaffinity(0, {own[turns.get() % len(own)]})
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Stop what is under way: a run goes on where it stopped when it is asked for again."""
+def _end(pool: ProcessPoolExecutor, *, stop: bool) -> None:
+    """Let the processes go; with *stop* what is under way too, which goes on where it stopped when it is asked for."""
+    if not stop:
+        pool.shutdown()
+        return
     processes = list((pool._processes or {}).values())  # before Python 3.14 the pool has no way of its own to stop them
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
