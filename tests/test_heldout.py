@@ -145,14 +145,17 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
+HEADLESS = "is of class BertModel, which"
+
+
 @pytest.mark.parametrize(
     ("zoo", "task", "files", "message"),
     [
-        ("BERT", "language-modeling", lambda d: [write(d / "a.txt", TEXT)], "of class BertModel, which predicts no"),
+        ("BERT", "language-modeling", lambda d: [write(d / "a.txt", TEXT)], f"{HEADLESS} predicts no tokens"),
         ("T5", "language-modeling", lambda d: [write(d / "a.txt", TEXT)], "of class T5ForConditionalGeneration, which"),
         ("BERT", "clasification", lambda d: [], 'no task "clasification". Did you mean "classification"'),
-        ("BERT", "classification", lambda d: [write(d / "a.jsonl", "{}")], "of class BertModel, which classifies"),
-        ("BERT", "translation", lambda d: [write(d / "a.jsonl", "{}")], "of class BertModel, which translates"),
+        ("BERT", "classification", lambda d: [write(d / "a.jsonl", "{}")], f"{HEADLESS} classifies no texts"),
+        ("BERT", "translation", lambda d: [write(d / "a.jsonl", "{}")], f"{HEADLESS} translates no texts"),
         ("BERT, classification", "classification", lambda d: [write(d / "a.txt", "x")], "a.txt has no rows"),
         ("BERT, classification", "classification", lambda d: [write(d / "a.jsonl", "\n")], "a.jsonl holds no rows"),
         ("BERT, classification", "classification", lambda d: [str(d / "none.jsonl")], "none.jsonl does not exist"),

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ract.data.corpus import documents
 from ract.data.rows import labelled, pairs
 from ract.data.tokenizer import TextEncoder, load_tokenizer
 from ract.errors import BadInput, nearest
 from ract.model.live import live_config, model_class, read_config
-from ract.model.task import task_of
+from ract.model.task import is_made_for, task_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -52,11 +51,10 @@ def load_batches(
     that is not made for the task.
     """
     config = read_config(model_dir)
-    made_for = task_of(config)
-    task = task or made_for
+    task = task or task_of(config)
     if task not in TASKS:
         raise BadInput(f'there is no task "{task}"', nearest(task, TASKS))
-    model = _Model(model_dir, model_class(config).__name__, live_config(config), made_for)
+    model = _Model(model_dir, model_class(config).__name__, live_config(config))
     block_size = min(block_size, model.positions or block_size)
     if task == "language-modeling":
         batches = _language_modeling(model, files, block_size, batch_size, seed)
@@ -75,11 +73,6 @@ class _Model:
     path: Path
     class_name: str
     config: PretrainedConfig
-    made_for: str
-
-    def is_a(self, ending: str, names: Mapping[str, Any] | None = None) -> bool:
-        """Whether its class is called …*ending*, or is one of those that transformers lists in *names*."""
-        return self.class_name.endswith(ending) or self.class_name in (names or {}).values()
 
     @property
     def positions(self) -> int | None:
@@ -90,11 +83,11 @@ class _Model:
 def _language_modeling(
     model: _Model, files: Sequence[str], block_size: int, batch_size: int, seed: int
 ) -> Iterator[Batch]:
-    if model.is_a("ForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    if is_made_for("language-modeling", model.class_name):
         for rows in _arrays(_blocks(TextEncoder(model.path), files, block_size), batch_size):
             tokens = torch.from_numpy(rows)
             yield {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens.clone()}
-    elif model.is_a("ForMaskedLM"):
+    elif model.class_name.endswith("ForMaskedLM"):
         encoder = TextEncoder(model.path)
         blocks = _arrays(_blocks(encoder, files, block_size - 2), batch_size)  # two places for what frames a text
         yield from _masked(blocks, load_tokenizer(model.path), encoder.vocab_size, seed)
@@ -147,7 +140,7 @@ def _blocks(encoder: TextEncoder, files: Sequence[str], size: int) -> Iterator[l
 def _classification(
     model: _Model, rows: Iterable[tuple[str, str, str]], block_size: int, batch_size: int
 ) -> Iterator[Batch]:
-    if model.made_for != "classification":
+    if not is_made_for("classification", model.class_name):
         problem = f"{model.path} is of class {model.class_name}, which classifies no texts"
         raise BadInput(problem, "Give a …ForSequenceClassification")
     tokenizer = load_tokenizer(model.path)
@@ -173,7 +166,7 @@ def label_number(label: str, config: PretrainedConfig, where: str) -> int:
 def _translation(
     model: _Model, sentences: Iterable[tuple[str, str, str]], block_size: int, batch_size: int
 ) -> Iterator[Batch]:
-    if model.made_for != "translation":
+    if not is_made_for("translation", model.class_name):
         problem = f"{model.path} is of class {model.class_name}, which translates no texts"
         raise BadInput(problem, "Give an encoder-decoder model with a head (…ForConditionalGeneration)")
     tokenizer = load_tokenizer(model.path)

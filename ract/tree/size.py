@@ -14,13 +14,12 @@ from ract.data.sources import HUB, Meter, size_bytes
 from ract.data.tokenizer import train_tokenizer
 from ract.errors import MissingExtra
 from ract.plan.graph import DataSize, Origin
-from ract.plan.schema import Plan
+from ract.plan.schema import KIND_OF_TASK, Plan
 from ract.plan.tables import DataTable, DomainTable
 
 # Text bytes per token of a byte-level BPE, by vocabulary: measured on English, code and Chinese, rounded down.
 _BYTES_PER_TOKEN = {512: 2.0, 1024: 2.4, 2048: 2.9, 4096: 3.3, 8192: 3.7, 16384: 4.0}
 _ROWS, _CHARACTERS = 10_000, 500_000  # at most so much of every source is read
-_KINDS = {"classification": "encoder", "translation": "encoder-decoder"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _tokenizer(plan: Plan, origin: Origin | None, texts: list[str]) -> Tokenizer
         return tokenizer
     with tempfile.TemporaryDirectory() as folder:
         table = plan.tokenizer
-        train_tokenizer(texts, table.vocab_size, Path(folder), _KINDS[plan.data.task], lowercase=table.lowercase)
+        train_tokenizer(texts, table.vocab_size, Path(folder), KIND_OF_TASK[plan.data.task], lowercase=table.lowercase)
         return Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
 
 
